@@ -1,0 +1,1 @@
+"""From two clocks to one grid."""

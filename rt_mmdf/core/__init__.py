@@ -1,0 +1,1 @@
+"""The data types, ring buffer, configuration base and errors that every other layer shares."""

@@ -1,0 +1,69 @@
+"""Base of all settings: frozen, unknown keys refused, errors that name file, key and what was expected."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from rt_mmdf.core.errors import ConfigurationError
+
+
+class Settings(BaseModel):
+    """Frozen settings; a key that is not known is an error, not ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+SettingsT = TypeVar("SettingsT", bound=Settings)
+
+
+def load_settings(path: Path, kind: type[SettingsT]) -> SettingsT:
+    """Read and validate a TOML file.
+
+    Raises
+    ------
+    ConfigurationError
+        The file cannot be read, is not TOML, or does not fit `kind`: every wrong key is listed.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigurationError(f"configuration {path}: no such file. Examples are in configs/.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"configuration {path}: cannot be read ({error}).") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError(f"configuration {path}: not valid TOML: {error}.") from error
+    return validate_settings(content, kind, where=f"configuration {path}")
+
+
+def validate_settings(content: dict[str, Any], kind: type[SettingsT], where: str) -> SettingsT:
+    """Validate a mapping; `where` begins the message of the ConfigurationError."""
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        lines = [_explain(detail, kind) for detail in error.errors()]
+        raise ConfigurationError(f"{where}: {len(lines)} problem(s)\n  " + "\n  ".join(lines)) from error
+
+
+def _explain(detail: Any, kind: type[BaseModel]) -> str:
+    location = ".".join(str(part) for part in detail["loc"]) or "(whole file)"
+    if detail["type"] == "extra_forbidden":
+        known = ", ".join(_known_keys(kind, detail["loc"][:-1]))
+        return f"{location}: unknown key. Known here: {known}."
+    if detail["type"] == "missing":
+        return f"{location}: missing, and there is no default."
+    return f"{location}: {detail['msg']} (seen: {detail['input']!r})."
+
+
+def _known_keys(kind: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
+    for part in path:
+        annotation = kind.model_fields[part].annotation if part in kind.model_fields else None
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        inner = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+        if not inner:
+            continue  # a key of a mapping (the name of a stream): its values have the type found before
+        kind = inner[0]
+    return sorted(kind.model_fields)

@@ -1,0 +1,1 @@
+"""From anatomy to leadfield: template and subject heads, noise covariance, whitener."""

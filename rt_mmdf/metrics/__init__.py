@@ -1,0 +1,1 @@
+"""Definitions of localisation metrics, used by every wing."""

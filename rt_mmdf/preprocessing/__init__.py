@@ -1,0 +1,1 @@
+"""What happens to sensors on the grid before they are imaged."""

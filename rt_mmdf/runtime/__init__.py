@@ -1,0 +1,1 @@
+"""Worker threads, mailboxes, telemetry: the only place where threads are made."""

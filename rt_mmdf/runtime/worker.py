@@ -1,0 +1,81 @@
+"""Threads with an owner: they stop when told, and their errors are not lost."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from types import TracebackType
+
+from rt_mmdf.core.errors import WorkerFailed
+
+
+class Worker:
+    """Calls `step` again and again in a thread of its own until stopped.
+
+    `step` must return within a fraction of a second (wait with a time limit inside). An error ends the worker, is kept,
+    is handed to `on_failure` at once, and comes out of `check` and `stop` as `WorkerFailed`.
+
+    Parameters
+    ----------
+    name : str
+        Of the thread and in messages.
+    step : callable
+        One round of work.
+    on_failure : callable | None
+        Called in the dying thread, for example to wake the session.
+    """
+
+    def __init__(self, name: str, step: Callable[[], None], on_failure: Callable[[], None] | None = None) -> None:
+        self.name = name
+        self._step = step
+        self._on_failure = on_failure
+        self._stopping = threading.Event()
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> Worker:
+        self._thread.start()
+        return self
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def pause(self, seconds: float) -> bool:
+        """Wait inside `step`; True as soon as the worker is asked to stop."""
+        return self._stopping.wait(seconds)
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping.is_set():
+                self._step()
+        except BaseException as error:
+            self._error = error
+            if self._on_failure is not None:
+                self._on_failure()
+
+    def check(self) -> None:
+        """Raise `WorkerFailed` from the error that ended this worker, if one did."""
+        if self._error is not None:
+            raise WorkerFailed(f"worker {self.name!r} stopped: {self._error}") from self._error
+
+    def stop(self, timeout_s: float = 5.0) -> None:
+        """Ask to stop, wait, and raise what went wrong."""
+        self._stopping.set()
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            raise WorkerFailed(
+                f"worker {self.name!r} did not stop within {timeout_s:g} s; it waits on something without a limit"
+            )
+        self.check()
+
+    def __enter__(self) -> Worker:
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            self.stop()
+        except WorkerFailed:
+            if error is None:  # an error that is under way already is the more telling one
+                raise

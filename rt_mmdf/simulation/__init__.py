@@ -1,0 +1,1 @@
+"""Sources, noise and sensors with known truth."""

@@ -1,0 +1,1 @@
+"""From whitened sensors to sources."""

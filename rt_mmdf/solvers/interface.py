@@ -1,0 +1,66 @@
+"""What plugs into the chain between whitened sensors and sources: linear kernels today, networks by the same door."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rt_mmdf.core.blocks import Float32
+from rt_mmdf.core.channels import Channels
+
+
+@dataclass(frozen=True)
+class Whitener:
+    """Joint, rank-aware whitener of all imaged channels, projectors included.
+
+    matrix : (n_channels, n_channels) float64
+        Symmetric form (``pca=False``): a whitened channel lies where its sensor lies. Rows and columns of channels that
+        are bad or missing are zero. ``matrix @ data`` has unit noise covariance on its `rank` dimensions.
+    rank : int
+        Dimensions that carry signal (channels less projectors, average reference included).
+    """
+
+    channels: Channels
+    matrix: NDArray[np.float64]
+    rank: int
+
+
+class Solver(Protocol):
+    """Maps whitened sensors to sources; ready once built, no thread inside."""
+
+    @property
+    def n_sources(self) -> int: ...
+
+    @property
+    def unit(self) -> str:
+        """Unit of the output: "A m", or "" for standardised maps."""
+        ...
+
+    def __call__(self, window: Float32, n_new: int) -> Float32:
+        """Image the newest samples of a window.
+
+        Parameters
+        ----------
+        window : (n_channels, n_times) float32
+            Whitened sensors; the last `n_new` columns are those to image, the others are context.
+
+        Returns
+        -------
+        (n_sources, n_new) float32, in `unit`.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Operator:
+    """A whitener and the solver that was prepared for it. They change together or not at all.
+
+    used : names of the channels that enter; every other imaged channel is bad or missing and has weight zero.
+    """
+
+    whitener: Whitener
+    solver: Solver
+    used: frozenset[str]
