@@ -54,7 +54,7 @@ set_up() {
     echo "Installing rt_mmdf${extra:+ with its [$extra] tools} and locked versions of its libraries into .venv;" \
         "the first time takes some minutes ..."
     rm -f "$STAMP"
-    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-input \
+    "$VENV/bin/python" -m pip install -qq --disable-pip-version-check --no-input \
         -c "$ROOT/tools/constraints.txt" -e "$ROOT${extra:+[$extra]}" || {
         echo "The installation into .venv did not succeed; the reason is above. It goes on from there at the next start." >&2
         return 1
