@@ -1,0 +1,384 @@
+"""Both modalities on one grid: what the pipeline works on from here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from rt_mmdf.alignment.resampler import FractionalResampler
+from rt_mmdf.alignment.time_map import SenderClock, TimeMap
+from rt_mmdf.alignment.timeline import Stamping, Timeline
+from rt_mmdf.core.blocks import MISSING, Flag, Float32, Float64, RawBlock, SensorBlock
+from rt_mmdf.core.channels import Channels, Modality
+from rt_mmdf.core.errors import ConfigurationError
+from rt_mmdf.core.settings import Settings
+from rt_mmdf.lsl.interface import ClockOffset
+
+
+class AlignmentSettings(Settings):
+    """How streams are brought onto one grid."""
+
+    grid: Literal["clock", "samples"] = "clock"
+    """``clock``: resampled by the fitted clocks. ``samples``: no resampling, one sample of each stream per grid sample; for
+    systems that sample EEG and MEG by one clock."""
+    sfreq: float | None = Field(default=None, gt=0)
+    """Rate of the grid in Hz; by default that of the fastest stream."""
+    look_ahead_ms: float = Field(default=10.0, gt=0, le=10.0)
+    """Most that the resampler may wait for samples after the one that it computes."""
+    late_ms: float = Field(default=250.0, gt=0)
+    """A modality whose samples have not come this long after their sensor time is marked missing until they come again."""
+    uncertain_ms: float = Field(default=1.0, gt=0)
+    """Above this uncertainty (two standard deviations) of one stream's time, samples are flagged CLOCK_UNCERTAIN."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamSpec:
+    """What the aligner must know of one stream."""
+
+    modality: Modality
+    channels: Channels
+    sfreq: float
+    stamping: Stamping = "per_sample"
+
+
+@dataclass(frozen=True, slots=True)
+class AlignedHop:
+    """One hop on the grid, and when it could have been complete if nothing but physics took time."""
+
+    block: SensorBlock
+    intended: float
+
+
+@dataclass(frozen=True, slots=True)
+class LaneReport:
+    """State of one stream's clock and what was found in it; seconds and samples."""
+
+    offset: float
+    drift_ppm: float
+    rate_error_ppm: float
+    jitter_ms: float
+    uncertainty_ms: float
+    missing: int
+    clock_steps: int
+    counts: dict[str, int]
+
+
+class _Lane:
+    """One stream: its timeline, its clock, and its newest samples in columns numbered by the stream's sampling clock."""
+
+    def __init__(self, spec: StreamSpec, settings: AlignmentSettings, grid_sfreq: float, keep_map: bool) -> None:
+        self.spec = spec
+        self.timeline = Timeline(spec.sfreq, spec.stamping)
+        self.clock = SenderClock()
+        self.map = TimeMap(spec.sfreq, history=None if keep_map else 600)
+        self.resampler = None
+        if settings.grid == "clock":
+            self.resampler = FractionalResampler(spec.sfreq, grid_sfreq, settings.look_ahead_ms * 1e-3)
+        self.n_past = self.resampler.n_past if self.resampler else 1
+        self.n_ahead = self.resampler.n_ahead if self.resampler else 0
+        self._room = max(4096, round(8 * spec.sfreq))
+        self._data: Float32 = np.zeros((len(spec.channels), self._room), np.float32)
+        self._valid: NDArray[np.bool_] = np.zeros(self._room, bool)
+        self._received: Float64 = np.zeros(self._room)
+        self.base = 0  # number of column 0
+        self.stop = 0  # one past the newest number
+        self.started = False
+        self._undecided: RawBlock | None = None
+        self._epoch = 0
+        self._pulls: list[int] = []  # sizes of the last pulls
+        self._typical_pull = 1
+        self.shift = 0  # samples grid: stream number less grid number
+        self.grid_missing = 0
+        self.new_hole = True  # the next sample on the grid comes after a hole, or is the first
+
+    def add(self, block: RawBlock) -> None:
+        self._note_pulls(block.received)
+        if block.lost:  # overwritten in the receiver's ring: the stamps show the hole, nothing else needs to be done
+            self.new_hole = True
+        if self._undecided is not None:
+            block = _join(self._undecided, block)
+        self._undecided = block
+
+    def _note_pulls(self, received: Float64) -> None:
+        edges = np.flatnonzero(np.diff(received)) + 1
+        self._pulls += np.diff(np.concatenate([[0], edges, [len(received)]])).tolist()
+        del self._pulls[:-100]
+        self._typical_pull = int(np.median(self._pulls))
+
+    def advance(self) -> None:
+        """Place what can be placed: needs the sender's clock."""
+        while self._undecided is not None and self.clock.ready:
+            block = self._undecided
+            placement = self.timeline.place(block.stamps)
+            if self.timeline.epoch != self._epoch:
+                self._epoch = self.timeline.epoch
+                self.map.restart()
+            if len(placement.keep):
+                if not self.map.ready:
+                    self._bend(int(placement.index[0]))
+                self._append(placement.index, block, placement.keep)
+            if placement.knot:
+                self._bend(self.timeline.next_index)
+            if placement.consumed == block.n_times:
+                self._undecided = None
+            elif placement.consumed == 0:
+                return
+            else:
+                at = placement.consumed
+                self._undecided = RawBlock(
+                    block.data[:, at:], block.stamps[at:], block.received[at:], block.first + at, block.lost
+                )
+
+    def _bend(self, index: int) -> None:
+        sender = self.timeline.sender_time(index)
+        interval = (1 + self.timeline.rate_error) / self.spec.sfreq * (1 + self.clock.drift)
+        if self.map.bend(index, self.clock.to_local(sender), interval):
+            self._invalidate()
+
+    def _invalidate(self) -> None:
+        self._valid[: self.stop - self.base] = False
+
+    def _append(self, index: NDArray[np.int64], block: RawBlock, keep: NDArray[np.intp]) -> None:
+        first, last = int(index[0]), int(index[-1])
+        if not self.started:
+            self.base = self.stop = first
+            self.started = True
+        if last + 1 - self.base > self._room:
+            self._make_room(last + 1)
+        columns = index - self.base
+        gap = slice(max(0, self.stop - self.base), int(columns[-1]) + 1)
+        if len(index) != last + 1 - self.stop:  # there is a hole in front of, or between, these samples
+            self._data[:, gap] = np.nan
+            self._valid[gap] = False
+            self._received[gap] = block.received[keep[0]]
+        self._data[:, columns] = block.data[:, keep]
+        self._valid[columns] = True
+        self._received[columns] = block.received[keep]
+        self.stop = last + 1
+
+    def _make_room(self, stop: int) -> None:
+        """Keep the newest half of the columns."""
+        base = max(self.base, stop - self._room // 2)
+        kept = max(0, self.stop - base)
+        for array in (self._data, self._valid, self._received):
+            array[..., :kept] = array[..., self.stop - self.base - kept : self.stop - self.base].copy()
+        if self.stop < base:  # the hole is longer than what is kept
+            self.stop = base
+        self.base = base
+
+    @property
+    def uncertainty(self) -> float:
+        """Two standard deviations of the newest sample's time, error that is still being slewed included; seconds."""
+        if not self.map.ready:
+            return float("inf")
+        sender = self.timeline.sender_time(self.stop)
+        sd = float(np.hypot(self.timeline.sender_time_sd(self.stop), self.clock.sd(sender)))
+        return 2 * sd + abs(self.map.error)
+
+    @property
+    def mapped(self) -> bool:
+        return self.started and self.map.ready
+
+    def covers(self, position: float) -> bool:
+        """Whether the samples that a grid sample at `position` needs have come."""
+        return self.mapped and int(np.floor(position)) + self.n_ahead < self.stop
+
+    def values(self, position: Float64) -> tuple[Float32, NDArray[np.bool_], Float64, float]:
+        """Channels at these positions, which of them are whole, when they were received, and when the last could exist."""
+        whole = np.floor(position).astype(np.int64)
+        start, stop = int(whole[0]) - self.n_past + 1, int(whole[-1]) + self.n_ahead + 1
+        last = stop - 1 - self.base
+        received = self._received[np.clip(whole + self.n_ahead - self.base, 0, self._room - 1)]
+        in_pull = (
+            int(np.searchsorted(self._received[: self.stop - self.base], self._received[last], side="right")) - 1 - last
+        )
+        exists = self.map.time_at(stop - 1 + min(in_pull, self._typical_pull - 1))
+        if start < self.base:  # long overtaken, or before the stream began
+            nothing = np.full((len(self.spec.channels), len(position)), np.nan, np.float32)
+            return nothing, np.zeros(len(position), bool), received, exists
+        valid = self._valid[start - self.base : stop - self.base]
+        if self.resampler is None:
+            data = self._data[:, start - self.base : stop - self.base].copy()
+        else:
+            data = self.resampler(self._data, position - self.base)
+        if valid.all():
+            return data, np.ones(len(position), bool), received, exists
+        holes = np.concatenate([[0], np.cumsum(~valid)])
+        inside = (whole - self.n_past + 1 - start).astype(np.intp)
+        usable = holes[inside + self.n_past + self.n_ahead] == holes[inside]
+        if self.resampler is not None and usable.any():  # NaN times weight 0 is NaN: compute the whole ones apart
+            runs = np.flatnonzero(np.diff(usable, prepend=False, append=False)).reshape(-1, 2)
+            for a, b in runs:
+                data[:, a:b] = self.resampler(self._data, position[a:b] - self.base)
+        data[:, ~usable] = np.nan
+        return data, usable, received, exists
+
+    def report(self) -> LaneReport:
+        sender = self.timeline.sender_time(self.stop) if self.mapped else float("nan")
+        return LaneReport(
+            offset=self.clock.offset(sender) if self.mapped else float("nan"),
+            drift_ppm=self.clock.drift * 1e6,
+            rate_error_ppm=self.timeline.rate_error * 1e6,
+            jitter_ms=self.timeline.jitter_sd * 1e3,
+            uncertainty_ms=self.uncertainty * 1e3,
+            missing=self.grid_missing,
+            clock_steps=self.clock.steps + self.map.steps + self.timeline.counts.restarts,
+            counts=self.timeline.counts.as_dict(),
+        )
+
+
+class Aligner:
+    """Streams in, hops of the common grid out.
+
+    Sample `g` of the grid is the instant ``origin + g / sfreq`` on this machine's LSL clock, for every modality (with the
+    grid of samples: the instant of the last stream's sample). A hop leaves as soon as all modalities have what it needs
+    (the watermark), or as soon as one that lacks it is later than `late_ms`.
+
+    Parameters
+    ----------
+    streams : sequence of StreamSpec
+        One per modality.
+    settings : AlignmentSettings
+    hop : int
+        Grid samples of a hop; hop `k` covers samples ``k * hop`` to ``(k + 1) * hop - 1``.
+    keep_map : bool
+        Keep every knot of the time maps (10 a second) for a report, instead of the last minute.
+
+    Attributes
+    ----------
+    channels : Channels
+        Imaged channels of all streams, EEG first.
+    sfreq : float
+    origin : float
+        NaN until all streams have begun.
+    """
+
+    def __init__(self, streams: list[StreamSpec], settings: AlignmentSettings, hop: int, *, keep_map: bool = False) -> None:
+        streams = sorted(streams, key=lambda spec: list(Modality).index(spec.modality))
+        self.settings = settings
+        self.hop = hop
+        self.sfreq = settings.sfreq or max(spec.sfreq for spec in streams)
+        if settings.grid == "samples" and any(spec.sfreq != self.sfreq for spec in streams):
+            rates = ", ".join(f"{spec.modality}: {spec.sfreq:g} Hz" for spec in streams)
+            raise ConfigurationError(
+                f"alignment.grid = 'samples' needs streams of one sampling rate, that of the grid ({self.sfreq:g} Hz); "
+                f"seen: {rates}. Use alignment.grid = 'clock'."
+            )
+        self._lanes = [_Lane(spec, settings, self.sfreq, keep_map) for spec in streams]
+        self.channels = streams[0].channels
+        for spec in streams[1:]:
+            self.channels = self.channels + spec.channels
+        self.origin = float("nan")
+        self._next_hop = 0
+
+    @property
+    def pass_hz(self) -> float:
+        """Up to here the resamplers are exact to 5e-4."""
+        return min(lane.resampler.pass_hz if lane.resampler else self.sfreq / 2 for lane in self._lanes)
+
+    @property
+    def look_ahead_s(self) -> float:
+        """Longest that a resampler waits for samples after the one it computes."""
+        return max(lane.n_ahead / lane.spec.sfreq for lane in self._lanes)
+
+    def add(self, modality: Modality, block: RawBlock) -> None:
+        """Take samples of one stream."""
+        self._lane(modality).add(block)
+
+    def add_offset(self, modality: Modality, measured: ClockOffset) -> None:
+        """Take a measurement of one sender's clock."""
+        self._lane(modality).clock.add(measured)
+
+    def _lane(self, modality: Modality) -> _Lane:
+        return next(lane for lane in self._lanes if lane.spec.modality is modality)
+
+    def advance(self, now: float) -> AlignedHop | None:
+        """The next hop, if it is complete or a modality is given up for it at LSL time `now`."""
+        for lane in self._lanes:
+            lane.advance()
+        if np.isnan(self.origin) and not self._begin():
+            return None
+        grid = self._next_hop * self.hop + np.arange(self.hop)
+        if self.settings.grid == "samples":
+            positions = [(grid + lane.shift).astype(float) for lane in self._lanes]
+            times = self._lanes[-1].map.times_at(positions[-1])
+        else:
+            times = self.origin + grid / self.sfreq
+            positions = [lane.map.indices_at(times) for lane in self._lanes]
+        present = [lane.covers(position[-1]) for lane, position in zip(self._lanes, positions, strict=True)]
+        if not all(present) and now < times[-1] + self.settings.late_ms * 1e-3:
+            return None
+        hop = self._assemble(times, positions, present, now)
+        self._next_hop += 1
+        return hop
+
+    def _begin(self) -> bool:
+        if not all(lane.mapped for lane in self._lanes):
+            return False
+        if self.settings.grid == "samples":
+            # sample by sample: those whose times agree to half a sample are one grid sample
+            reference = self._lanes[-1]
+            starts = [lane.map.time_at(lane.base) for lane in self._lanes]
+            begin = max(starts)
+            for lane in self._lanes:
+                lane.shift = round(float(lane.map.indices_at(np.array([begin]))[0]))
+            self.origin = reference.map.time_at(reference.shift)
+            return True
+        begin = max(lane.map.time_at(lane.base + lane.n_past) for lane in self._lanes)
+        self.origin = float(np.ceil(begin * self.sfreq) / self.sfreq)
+        return True
+
+    def _assemble(self, times: Float64, positions: list[Float64], present: list[bool], now: float) -> AlignedHop:
+        flags = np.zeros(self.hop, np.uint32)
+        received = np.zeros(self.hop)
+        rows: list[Float32] = []
+        intended = times[-1]
+        for lane, position, here in zip(self._lanes, positions, present, strict=True):
+            missing = np.uint32(MISSING[lane.spec.modality])
+            if not here:
+                rows.append(np.full((len(lane.spec.channels), self.hop), np.nan, np.float32))
+                flags |= missing
+                lane.grid_missing += self.hop
+                lane.new_hole = True
+                received = np.maximum(received, now)
+                continue
+            data, usable, when, exists = lane.values(position)
+            rows.append(data)
+            received = np.maximum(received, when)
+            intended = max(intended, exists)
+            flags[~usable] |= missing | np.uint32(Flag.GAP)
+            lane.grid_missing += int((~usable).sum())
+            after_hole = usable & ~np.concatenate([[not lane.new_hole], usable[:-1]])
+            flags[after_hole] |= np.uint32(Flag.GAP)
+            lane.new_hole = not usable[-1]
+            apart = abs(lane.map.time_at(position[-1]) - times[-1])  # more than rounding only where samples are paired
+            if lane.uncertainty > self.settings.uncertain_ms * 1e-3 or apart > 0.75 / self.sfreq:
+                flags |= np.uint32(Flag.CLOCK_UNCERTAIN)
+        block = SensorBlock(self.channels, np.vstack(rows), times, flags, received, self._next_hop * self.hop)
+        return AlignedHop(block, float(intended))
+
+    def report(self) -> dict[Modality, LaneReport]:
+        """State of each stream's clock."""
+        return {lane.spec.modality: lane.report() for lane in self._lanes}
+
+    def uncertainty_s(self) -> float:
+        """Two standard deviations of the time between the modalities, seconds."""
+        return float(np.sqrt(sum(lane.uncertainty**2 for lane in self._lanes)))
+
+    def time_map(self, modality: Modality) -> TimeMap:
+        """The map from sample numbers of one stream to LSL time."""
+        return self._lane(modality).map
+
+
+def _join(a: RawBlock, b: RawBlock) -> RawBlock:
+    return RawBlock(
+        np.hstack([a.data, b.data]),
+        np.concatenate([a.stamps, b.stamps]),
+        np.concatenate([a.received, b.received]),
+        a.first,
+        a.lost + b.lost,
+    )

@@ -1,0 +1,292 @@
+"""From raw stamps to an unbroken count of samples: gaps, duplicates, backward and unusable stamps are found here.
+
+A stream's samples are numbered by its own sampling clock: the number goes up by one from sample to sample, and by more over
+a hole. The stamps that came with the samples tell where the holes are, and serve as anchors of the sampling clock.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rt_mmdf.alignment.line_fit import Line, fit_line
+from rt_mmdf.core.blocks import Float64
+from rt_mmdf.core.errors import StreamDescriptionError
+
+Stamping = Literal["per_sample", "first_of_block", "last_of_block"]
+
+LEARN_S = 0.2  # samples that are looked at before the first is placed: gives the jitter of the stamps
+MAX_LEARN_FACTOR = 10  # blocks that share one stamp may be long: up to 2 s are waited for
+KNOT_S = 0.1  # one anchor of the sampling clock for each of these
+WINDOW_S = 60.0  # of anchors that the fit looks back on
+RATE_SD = 1e-4  # crystals are within 100 ppm of their nominal rate, most of them
+STAMP_FLOOR_S = 5e-6  # no stamp is trusted beyond this
+MAX_BACKWARD_S = 0.5  # stamps further back than this are a new epoch of the sender's clock, not repeated samples
+FOLLOWERS = 2  # stamps after a doubtful one that decide what it was
+
+
+@dataclass(slots=True)
+class TimelineCounts:
+    """What was found since the start. Samples unless said otherwise."""
+
+    received: int = 0
+    gaps: int = 0  # holes
+    lost: int = 0  # in those holes
+    duplicates: int = 0  # dropped: their stamp had been seen
+    backward: int = 0  # dropped: their stamp lies between stamps that had been seen
+    bad_stamps: int = 0  # kept: only the stamp was unusable
+    restarts: int = 0  # the sender's clock went back by more than `MAX_BACKWARD_S`
+
+    def as_dict(self) -> dict[str, int]:
+        """By name, for reports."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where samples belong.
+
+    consumed : samples of the input that are decided; the others must be offered again with their successors
+    keep : (n_kept,) positions in the input
+    index : (n_kept,) int64, number of each kept sample on the stream's sampling clock
+    knot : the fit of the sampling clock was renewed after the last of these samples
+    """
+
+    consumed: int
+    keep: NDArray[np.intp]
+    index: NDArray[np.int64]
+    knot: bool
+
+
+class Timeline:
+    """Numbers the samples of one stream by its sampling clock, and fits that clock on the sender's.
+
+    The result depends on the sequence of stamps alone, not on how it was cut into calls. One placement ends at a knot at the
+    latest, so that whoever follows the fit follows it at the same samples however the stream was cut.
+
+    Parameters
+    ----------
+    sfreq : float
+        Nominal sampling rate, Hz.
+    stamping : str
+        What a stamp means: the time of its own sample, or of the first or last sample of the block of samples that all
+        carry this stamp. Blocks stamped with their last sample must be of constant length: the stamp comes with the first.
+
+    Attributes
+    ----------
+    counts : TimelineCounts
+    epoch : int
+        Goes up when the sender's clock was set back: times before and after cannot be compared.
+    """
+
+    def __init__(self, sfreq: float, stamping: Stamping = "per_sample") -> None:
+        self.sfreq = sfreq
+        self.stamping = stamping
+        self.counts = TimelineCounts()
+        self.epoch = 0
+        self._knot = max(1, round(KNOT_S * sfreq))
+        self._begin_epoch(0)
+
+    def _begin_epoch(self, index: int) -> None:
+        self._next = index  # number of the next sample
+        self._next_knot = index + self._knot
+        self._origin_index, self._origin_time = index, 0.0
+        self._line: Line | None = None  # stamp less nominal time, over nominal time since the origin, seconds
+        self._jitter = 0.0
+        self._anchors: deque[tuple[float, float]] = deque(maxlen=round(WINDOW_S / KNOT_S))
+        self._new_anchors: list[tuple[float, float]] = []
+        self._last_stamp = float("nan")  # as it came: samples of one block share it
+        self._in_block = 0  # samples of the present block so far
+        self._block_length = 1
+        self._repeated_stamp = float("nan")  # of a block that is being dropped
+
+    @property
+    def next_index(self) -> int:
+        """Number that the next sample gets if nothing is missing before it."""
+        return self._next
+
+    @property
+    def ready(self) -> bool:
+        """Whether the first samples have been placed."""
+        return self._line is not None
+
+    def sender_time(self, index: float) -> float:
+        """Time of sample number `index` on the sender's clock, by the fit."""
+        assert self._line is not None, "no sample has been placed yet"
+        nominal = (index - self._origin_index) / self.sfreq
+        return self._origin_time + nominal + self._line(nominal)
+
+    def sender_time_sd(self, index: float) -> float:
+        """Standard deviation of `sender_time`, seconds; infinite before the first samples are placed."""
+        if self._line is None:
+            return float("inf")
+        return self._line.sd((index - self._origin_index) / self.sfreq)
+
+    @property
+    def rate_error(self) -> float:
+        """How much longer a sampling interval is than nominal: 1e-4 where samples come 100 ppm too slowly."""
+        return 0.0 if self._line is None else self._line.slope
+
+    @property
+    def jitter_sd(self) -> float:
+        """Spread of the stamps about the fit, seconds."""
+        return self._jitter
+
+    def place(self, stamps: Float64) -> Placement:
+        """Number as many of these samples as can be decided, up to the next knot.
+
+        Parameters
+        ----------
+        stamps : (n,) float64
+            Raw stamps of the samples that follow those consumed so far.
+        """
+        if self._line is None and not self._learn(stamps):
+            return Placement(0, np.empty(0, np.intp), np.empty(0, np.int64), False)
+        keep: list[int] = []
+        numbers: list[int] = []
+        values = stamps.tolist()
+        position = 0
+        while position < len(values) and self._next < self._next_knot:
+            stamp = values[position]
+            if stamp == self._repeated_stamp and self.stamping != "per_sample":
+                self.counts.received += 1
+                self.counts.duplicates += 1
+                position += 1
+                continue
+            residual = self._residual(stamp)
+            if residual is not None and abs(residual) > self._tolerance:
+                verdict = self._judge(residual, values, position)
+                if verdict == "undecided":
+                    break
+                if verdict == "new epoch":
+                    if keep:
+                        break  # it begins with a call of its own
+                    self.counts.restarts += 1
+                    self.epoch += 1
+                    self._begin_epoch(self._next + 1)  # one number is left out: a hole that nothing is joined over
+                    return self.place(stamps[position:])
+                if verdict == "repeated":
+                    off_sample = abs(residual * self.sfreq - round(residual * self.sfreq))
+                    self.counts.received += 1
+                    self.counts.duplicates += off_sample < 0.25
+                    self.counts.backward += off_sample >= 0.25
+                    self._repeated_stamp = stamp
+                    position += 1
+                    continue
+                if verdict == "gap":
+                    missing = max(1, round(residual * self.sfreq))
+                    self.counts.gaps += 1
+                    self.counts.lost += missing
+                    self._next += missing
+                    self._in_block = 0
+                    residual -= missing / self.sfreq
+                else:
+                    residual = None
+            if residual is None and self._is_anchor(stamp):
+                self.counts.bad_stamps += 1
+            self._count(stamp, residual)
+            keep.append(position)
+            numbers.append(self._next)
+            self._next += 1
+            position += 1
+        knot = self._next >= self._next_knot
+        if knot:
+            self._renew_fit()
+            self._next_knot = self._next + self._knot
+        return Placement(position, np.array(keep, np.intp), np.array(numbers, np.int64), knot)
+
+    def _learn(self, stamps: Float64) -> bool:
+        """Begin the fit from the first samples of an epoch; False while there are too few."""
+        n_learn = max(3, round(LEARN_S * self.sfreq))
+        if len(stamps) < n_learn:
+            return False
+        first = stamps[:n_learn]
+        if self.stamping == "per_sample":
+            starts = np.flatnonzero(np.isfinite(first))
+        else:  # the first block may be cut, so its length and stamp say nothing
+            first = stamps[: MAX_LEARN_FACTOR * n_learn]
+            starts = np.flatnonzero(np.isfinite(first[1:]) & (first[1:] != first[:-1])) + 1
+            if len(starts) < 3 and len(stamps) < MAX_LEARN_FACTOR * n_learn:
+                return False
+            starts = starts[:3]
+        if len(starts) == 0:
+            raise StreamDescriptionError(
+                f"the first {len(first)} samples of a stream carry no finite time stamp; LSL time stamps in seconds are "
+                "expected. Restart the sender, or look at it with: rt-mmdf streams"
+            )
+        if self.stamping != "per_sample":
+            self._block_length = int(np.median(np.diff(starts))) if len(starts) > 1 else len(first)
+            self._last_stamp = float(stamps[0])
+        offsets = first[starts] - starts / self.sfreq - self._lead
+        self._origin_time = float(np.median(offsets))
+        self._jitter = 1.4826 * float(np.median(np.abs(offsets - self._origin_time)))
+        self._line = Line(0.0, 0.0, 0.0, max(self._jitter, STAMP_FLOOR_S), RATE_SD)
+        return True
+
+    @property
+    def _lead(self) -> float:
+        """Seconds from the first sample of a block to the one that its stamp belongs to."""
+        return (self._block_length - 1) / self.sfreq if self.stamping == "last_of_block" else 0.0
+
+    @property
+    def _tolerance(self) -> float:
+        # 0.75 sample: nothing less can be a hole; 6 sd: jitter passes this once in 5e8 stamps
+        return max(0.75 / self.sfreq, 6 * self._jitter)
+
+    def _is_anchor(self, stamp: float) -> bool:
+        return self.stamping == "per_sample" or stamp != self._last_stamp
+
+    def _residual(self, stamp: float) -> float | None:
+        """Stamp less what the fit expects, for a sample whose stamp says something; None for the others."""
+        if not math.isfinite(stamp) or not self._is_anchor(stamp):
+            return None
+        return stamp - self._lead - self.sender_time(self._next)
+
+    def _judge(self, residual: float, values: list[float], position: int) -> str:
+        """What a stamp that does not fit means, told by the stamps that follow it."""
+        followers: list[tuple[int, float]] = []
+        previous = values[position]
+        for after, stamp in enumerate(values[position + 1 :], start=1):
+            if math.isfinite(stamp) and (self.stamping == "per_sample" or stamp != previous):
+                followers.append((after, stamp - self._lead - self.sender_time(self._next + after)))
+                if len(followers) == FOLLOWERS:
+                    break
+            previous = stamp
+        if len(followers) < FOLLOWERS:
+            return "undecided"
+        if all(abs(later) <= self._tolerance for _, later in followers):
+            return "bad stamp"
+        if residual > 0:
+            return "gap"
+        return "repeated" if residual > -MAX_BACKWARD_S else "new epoch"
+
+    def _count(self, stamp: float, residual: float | None) -> None:
+        self.counts.received += 1
+        if self.stamping != "per_sample" and math.isfinite(stamp):
+            if stamp == self._last_stamp:
+                self._in_block += 1
+            else:
+                if self._in_block:
+                    self._block_length = self._in_block
+                self._in_block = 1
+        self._last_stamp = stamp
+        if residual is not None:
+            nominal = (self._next - self._origin_index) / self.sfreq
+            assert self._line is not None
+            self._new_anchors.append((nominal, residual + self._line(nominal)))
+
+    def _renew_fit(self) -> None:
+        if not self._new_anchors:
+            return
+        x, y = np.array(self._new_anchors).T
+        self._new_anchors.clear()
+        middle = float(np.median(y))
+        self._anchors.append((float(x.mean()), middle))
+        self._jitter += 0.2 * (1.4826 * float(np.median(np.abs(y - middle))) - self._jitter)
+        x, y = np.array(self._anchors).T
+        self._line = fit_line(x, y, None, RATE_SD, STAMP_FLOOR_S)
