@@ -30,7 +30,7 @@ class AlignmentSettings(Settings):
     look_ahead_ms: float = Field(default=10.0, gt=0, le=10.0)
     """Most that the resampler may wait for samples after the one that it computes."""
     late_ms: float = Field(default=250.0, gt=0)
-    """A modality whose samples have not come this long after their sensor time is marked missing until they come again."""
+    """A modality whose newest sample is older than this is marked missing, and not waited for, until new ones come."""
     uncertain_ms: float = Field(default=1.0, gt=0)
     """Above this uncertainty (two standard deviations) of one stream's time, samples are flagged CLOCK_UNCERTAIN."""
 
@@ -180,6 +180,11 @@ class _Lane:
         return 2 * sd + abs(self.map.error)
 
     @property
+    def newest_time(self) -> float:
+        """LSL time of the newest sample that has come."""
+        return self.map.time_at(self.stop - 1)
+
+    @property
     def mapped(self) -> bool:
         return self.started and self.map.ready
 
@@ -236,7 +241,7 @@ class Aligner:
 
     Sample `g` of the grid is the instant ``origin + g / sfreq`` on this machine's LSL clock, for every modality (with the
     grid of samples: the instant of the last stream's sample). A hop leaves as soon as all modalities have what it needs
-    (the watermark), or as soon as one that lacks it is later than `late_ms`.
+    (the watermark), or as soon as those that lack it have sent nothing newer than `late_ms`: a dead stream holds nobody.
 
     Parameters
     ----------
@@ -310,7 +315,9 @@ class Aligner:
             times = self.origin + grid / self.sfreq
             positions = [lane.map.indices_at(times) for lane in self._lanes]
         present = [lane.covers(position[-1]) for lane, position in zip(self._lanes, positions, strict=True)]
-        if not all(present) and now < times[-1] + self.settings.late_ms * 1e-3:
+        late = now - self.settings.late_ms * 1e-3
+        expected = (not here and lane.newest_time >= late for lane, here in zip(self._lanes, present, strict=True))
+        if any(expected) or (not any(present) and times[-1] >= late):
             return None
         hop = self._assemble(times, positions, present, now)
         self._next_hop += 1

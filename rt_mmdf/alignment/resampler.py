@@ -73,14 +73,16 @@ class FractionalResampler:
         factor = cho_factor(gram)
         taps, ones = cho_solve(factor, target), cho_solve(factor, np.ones(len(offset)))
         taps += ones[:, None] * ((1 - taps.sum(axis=0)) / ones.sum())[None, :]  # sums to one, at the least cost in error
-        return np.ascontiguousarray(taps.T)
+        bank: Float64 = np.ascontiguousarray(taps.T)
+        return bank
 
     def taps(self, fraction: Float64) -> Float64:
         """Weights for positions ``k + fraction``: ``(n, n_taps)``."""
         place = fraction * N_PHASES
         lower = np.minimum(place.astype(np.intp), N_PHASES - 1)
         share = (place - lower)[:, None]
-        return (1 - share) * self._bank[lower] + share * self._bank[lower + 1]
+        between: Float64 = (1 - share) * self._bank[lower] + share * self._bank[lower + 1]
+        return between
 
     def worst_error(self, up_to_hz: float) -> float:
         """Largest ``|gain - ideal|`` up to a frequency, over all phases."""
