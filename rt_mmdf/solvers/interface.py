@@ -5,27 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from rt_mmdf.core.blocks import Float32
-from rt_mmdf.core.channels import Channels
+from rt_mmdf.headmodel.whitener import Whitener
 
-
-@dataclass(frozen=True)
-class Whitener:
-    """Joint, rank-aware whitener of all imaged channels, projectors included.
-
-    matrix : (n_channels, n_channels) float64
-        Symmetric form (``pca=False``): a whitened channel lies where its sensor lies. Rows and columns of channels that
-        are bad or missing are zero. ``matrix @ data`` has unit noise covariance on its `rank` dimensions.
-    rank : int
-        Dimensions that carry signal (channels less projectors, average reference included).
-    """
-
-    channels: Channels
-    matrix: NDArray[np.float64]
-    rank: int
+__all__ = ["Operator", "Solver", "Whitener"]
 
 
 class Solver(Protocol):

@@ -1,0 +1,110 @@
+"""Heads are slow to compute and always the same for the same inputs: keep them in the user's cache folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import mne
+import numpy as np
+import platformdirs
+from numpy.typing import NDArray
+
+from rt_mmdf.core.errors import HeadModelError
+from rt_mmdf.headmodel.head import HeadModel, RecipeValue, load_head
+
+CACHE_VARIABLE = "RT_MMDF_CACHE"
+
+logger = logging.getLogger(__name__)
+Made = TypeVar("Made")
+
+
+def cache_folder() -> Path:
+    """Where computed heads are kept: the environment's RT_MMDF_CACHE, or the user's cache folder."""
+    return Path(os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_path("rt_mmdf"))
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's content; HeadModelError if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise HeadModelError(f"head model: {path} cannot be read ({error.strerror}). Check the path.") from error
+
+
+def array_digest(*arrays: NDArray[np.float64]) -> str:
+    """Short hash of the values of arrays."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array, dtype="<f8").tobytes())
+    return digest.hexdigest()[:16]
+
+
+def cached_head(recipe: Mapping[str, RecipeValue], build: Callable[[], HeadModel]) -> HeadModel:
+    """The head of this recipe: from the cache, else built and kept there.
+
+    The head that is handed out has always been written and read once, so that a first and a later run image with the
+    very same numbers. An entry that cannot be read is built anew.
+
+    Parameters
+    ----------
+    recipe : plain values
+        Everything that the head depends on; contents of files by their digest.
+    """
+
+    def load(folder: Path) -> HeadModel:
+        return load_head(folder)
+
+    def make(folder: Path) -> None:
+        build().save(folder)
+
+    return cached(f"head-{recipe.get('kind', 'any')}", recipe, make, load)
+
+
+def cached(kind: str, recipe: Mapping[str, RecipeValue], make: Callable[[Path], None], load: Callable[[Path], Made]) -> Made:
+    """Load what `make` once wrote into a folder for this recipe; make it where it is missing or damaged.
+
+    Parameters
+    ----------
+    make : writes everything into the (empty) folder it is given
+    load : reads it; any error it raises means that the entry is damaged
+    """
+    key = hashlib.sha256(json.dumps([recipe, mne.__version__], sort_keys=True).encode()).hexdigest()[:20]
+    entry = cache_folder() / f"{kind}-{key}"
+    if entry.is_dir():
+        try:
+            return load(entry)
+        except Exception as error:  # whatever is wrong with it: it can be made again
+            logger.warning("cache %s: damaged (%s); it is built again.", entry, error)
+            shutil.rmtree(entry, ignore_errors=True)
+    try:
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{kind}-", dir=entry.parent))
+    except OSError as error:
+        logger.warning("cache %s: cannot be written (%s); nothing is kept.", entry.parent, error)
+        scratch = Path(tempfile.mkdtemp(prefix="rt_mmdf-"))
+    try:
+        make(scratch)
+        made = load(scratch)
+        if scratch.parent == entry.parent:
+            _move(scratch, entry)
+        return made
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _move(scratch: Path, entry: Path) -> None:
+    """Rename in one step: another process sees the whole entry or none."""
+    try:
+        scratch.rename(entry)
+    except OSError as error:
+        if not entry.is_dir():  # else another process was first: its entry is as good
+            logger.warning("cache %s: cannot be written (%s); nothing is kept.", entry, error)

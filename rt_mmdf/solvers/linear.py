@@ -1,0 +1,148 @@
+"""Classical inverses as one matrix: MNE, dSPM, sLORETA and eLORETA, folded from mne's inverse operator."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import mne
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from rt_mmdf.core.blocks import Float32
+from rt_mmdf.core.errors import SolverError
+from rt_mmdf.core.settings import Settings
+
+Method = Literal["MNE", "dSPM", "sLORETA", "eLORETA"]
+Orientation = Literal["fixed", "loose"]
+
+
+class SolverSettings(Settings):
+    """Which classical inverse, and how strongly it is regularised.
+
+    snr : amplitude SNR that is assumed of the whitened data; lambda^2 = 1 / snr^2. 3 suits averages, 1 single samples.
+    orientation : "fixed": sources normal to the cortex, signed. "loose": free, tangential variance times `loose`; the
+        length of the three components is given out (pooled), always positive.
+    depth : exponent of the depth weighting (mne's 0.8); None for none. eLORETA has its own weights and ignores it.
+    """
+
+    method: Method = "dSPM"
+    snr: float = Field(3.0, gt=0, le=100)
+    orientation: Orientation = "fixed"
+    loose: float = Field(0.2, gt=0, le=1)
+    depth: float | None = Field(0.8, ge=0, le=2)
+
+    @property
+    def lambda2(self) -> float:
+        """Regularisation, 1 / snr^2."""
+        return 1.0 / self.snr**2
+
+    @property
+    def unit(self) -> str:
+        """Unit of the estimate: "A m" for MNE and eLORETA, "" for the standardised maps of dSPM and sLORETA."""
+        return "A m" if self.method in ("MNE", "eLORETA") else ""
+
+
+class LinearSolver:
+    """One matrix product from whitened sensors to sources; with loose orientation the length of three components.
+
+    Parameters
+    ----------
+    kernel : (n_orientations, n_sources, n_channels)
+        From whitened sensors to amplitudes; `n_orientations` is 1 (signed output) or 3 (pooled output).
+    unit : of the output
+    """
+
+    def __init__(self, kernel: NDArray[np.floating], unit: str) -> None:
+        if kernel.ndim != 3 or kernel.shape[0] not in (1, 3):
+            raise SolverError(
+                f"linear solver: kernel of shape {kernel.shape} seen; expected (1 or 3, n_sources, n_channels)."
+            )
+        if not np.isfinite(kernel).all():
+            raise SolverError(
+                "linear solver: the kernel holds NaN or infinity; the leadfield or the noise covariance is wrong."
+            )
+        self._n_orientations, self._n_sources, self.n_channels = kernel.shape
+        self._matrix = np.ascontiguousarray(kernel.reshape(-1, self.n_channels), dtype=np.float32)
+        self._unit = unit
+
+    @property
+    def n_sources(self) -> int:
+        return self._n_sources
+
+    @property
+    def unit(self) -> str:
+        """Unit of the output: "A m", or "" for standardised maps."""
+        return self._unit
+
+    @property
+    def kernel(self) -> Float32:
+        """(n_orientations, n_sources, n_channels), what is multiplied with whitened sensors."""
+        return self._matrix.reshape(self._n_orientations, self._n_sources, self.n_channels)
+
+    def __call__(self, window: Float32, n_new: int) -> Float32:
+        """Image the newest samples of a window; see `rt_mmdf.solvers.interface.Solver`."""
+        # a view with unit stride along time: BLAS takes it without a copy
+        product: Float32 = self._matrix @ window[:, window.shape[1] - n_new :]
+        if self._n_orientations == 1:
+            return product
+        components = product.reshape(self._n_orientations, self._n_sources, n_new)
+        np.square(components, out=components)
+        pooled: Float32 = components[0]
+        pooled += components[1]
+        pooled += components[2]
+        return np.sqrt(pooled, out=pooled)
+
+
+def sensor_kernel(
+    forward: mne.Forward, info: mne.Info, noise_cov: mne.Covariance, settings: SolverSettings
+) -> NDArray[np.float64]:
+    """Linear map from sensors in SI units to sources, with projectors and whitening inside.
+
+    Parameters
+    ----------
+    forward : free orientation, of exactly the channels of `info`
+    info : channels that are used, none bad, with all projectors (average EEG reference included)
+    noise_cov : of at least these channels
+
+    Returns
+    -------
+    (n_orientations, n_sources, n_channels) float64
+        ``kernel @ data`` is mne's own estimate; with loose orientation its components along x, y and z.
+
+    Raises
+    ------
+    SolverError
+        mne cannot make an inverse operator of this.
+
+    Notes
+    -----
+    Read off ``mne.minimum_norm.apply_inverse`` by applying it to the unit matrix: tests/solvers/test_parity.py.
+    """
+    fixed = settings.orientation == "fixed"
+    try:
+        inverse = mne.minimum_norm.make_inverse_operator(
+            info,
+            forward,
+            noise_cov,
+            loose=0.0 if fixed else settings.loose,
+            fixed=fixed,
+            depth=settings.depth,
+            verbose="ERROR",
+        )
+        unit_data = mne.EvokedArray(np.eye(len(info["ch_names"])), info, nave=1, verbose="ERROR")
+        estimate = mne.minimum_norm.apply_inverse(
+            unit_data,
+            inverse,
+            lambda2=settings.lambda2,
+            method=settings.method,
+            pick_ori=None if fixed else "vector",
+            verbose="ERROR",
+        )
+    except (ValueError, RuntimeError, np.linalg.LinAlgError) as error:
+        raise SolverError(
+            f"{settings.method} on {len(info['ch_names'])} channels: mne cannot make an inverse operator ({error}). Check the "
+            "noise covariance and the channels that are used."
+        ) from error
+    values: NDArray[np.float64] = estimate.data
+    return values[np.newaxis] if fixed else np.ascontiguousarray(values.transpose(1, 0, 2))
