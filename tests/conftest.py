@@ -6,6 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("gate", deadline=None, derandomize=True, max_examples=50)  # the machine may be busy; no chance in the gate
+settings.load_profile("gate")
 
 # Must be in place before liblsl is loaded by anybody: discovery stays on this machine.
 LSL_CONFIG = Path(__file__).parent / "lsl_api.cfg"
