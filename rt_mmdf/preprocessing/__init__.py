@@ -1,1 +1,1 @@
-"""What happens to sensors on the grid before they are imaged."""
+"""Between the common grid and the solver: bad channels, filters, decimation, whitening, the sliding window."""
