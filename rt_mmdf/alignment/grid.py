@@ -107,7 +107,7 @@ class _Lane:
         edges = np.flatnonzero(np.diff(received)) + 1
         self._pulls += np.diff(np.concatenate([[0], edges, [len(received)]])).tolist()
         del self._pulls[:-100]
-        self._typical_pull = int(np.median(self._pulls))
+        self._typical_pull = sorted(self._pulls)[len(self._pulls) // 2]
 
     def advance(self) -> None:
         """Place what can be placed: needs the sender's clock."""

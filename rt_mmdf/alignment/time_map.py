@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from itertools import islice
 
 import numpy as np
 
@@ -143,24 +144,36 @@ class TimeMap:
 
     def time_at(self, index: float) -> float:
         """This machine's LSL time of one sample, beyond the last knot by its slope."""
-        if index >= self._index[-1]:
-            return self._time[-1] + (index - self._index[-1]) * self._slope
-        return float(np.interp(index, self._index, self._time))
+        return float(self.times_at(np.array([index]))[0])
+
+    def _newest(self, n: int = 16) -> tuple[list[float], list[float]]:
+        """The last knots: all that the stream's thread ever asks for, unless it is far behind."""
+        start = max(0, len(self._index) - n)
+        return list(islice(self._index, start, None)), list(islice(self._time, start, None))
 
     def times_at(self, index: Float64) -> Float64:
-        """`time_at` of many samples."""
+        """`time_at` of many samples, increasing; before the first knot by nominal rate."""
         last = self._time[-1] + (index - self._index[-1]) * self._slope
         if index[0] >= self._index[-1]:
             return last
-        return np.where(index >= self._index[-1], last, np.interp(index, self._index, self._time))
+        knots, times = self._newest()
+        if index[0] < knots[0]:
+            knots, times = list(self._index), list(self._time)
+        inside = np.where(index >= knots[-1], last, np.interp(index, knots, times))
+        before: Float64 = np.where(index < knots[0], times[0] + (index - knots[0]) / self._sfreq, inside)
+        return before
 
     def indices_at(self, times: Float64) -> Float64:
         """Sample numbers, with fractions, at these times (increasing); before the first knot by nominal rate."""
         last = self._index[-1] + (times - self._time[-1]) / self._slope
         if times[0] >= self._time[-1]:
             return last
-        inside = np.where(times >= self._time[-1], last, np.interp(times, self._time, self._index))
-        return np.where(times < self._time[0], self._index[0] + (times - self._time[0]) * self._sfreq, inside)
+        knots, at = self._newest()
+        if times[0] < at[0]:
+            knots, at = list(self._index), list(self._time)
+        inside = np.where(times >= at[-1], last, np.interp(times, at, knots))
+        before: Float64 = np.where(times < at[0], knots[0] + (times - at[0]) * self._sfreq, inside)
+        return before
 
     def knots(self) -> tuple[Float64, Float64]:
         """The kept knots: sample numbers and their times."""

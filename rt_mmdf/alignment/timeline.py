@@ -269,7 +269,7 @@ class Timeline:
         self.counts.received += 1
         if self.stamping != "per_sample" and math.isfinite(stamp):
             if stamp == self._last_stamp:
-                self._in_block += 1
+                self._in_block += self._in_block > 0  # a block that was joined in its middle has no known length
             else:
                 if self._in_block:
                     self._block_length = self._in_block

@@ -1,0 +1,115 @@
+"""The chain from aligned sensors to source estimates: every stage of the hot path, in order, and nothing else.
+
+    aligned hop -> bad channels -> finite -> filters -> decimation -> whitening -> window -> solver -> estimate
+
+No thread and no waiting: the same object runs live, over memory with a manual clock, and over a file at once.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rt_mmdf.alignment.grid import AlignedHop
+from rt_mmdf.core.blocks import Flag, Float32, SensorBlock, SourceEstimate, StageStamps
+from rt_mmdf.core.channels import Channels
+from rt_mmdf.lsl.interface import Clock
+from rt_mmdf.preprocessing.bad_channels import BadChannels
+from rt_mmdf.preprocessing.decimate import Decimate
+from rt_mmdf.preprocessing.filters import CausalFilter
+from rt_mmdf.preprocessing.finite import ReplaceNonfinite
+from rt_mmdf.preprocessing.settings import PreprocessingSettings
+from rt_mmdf.preprocessing.whitening import OperatorSwitch, Whitening
+from rt_mmdf.preprocessing.window import SlidingWindow
+
+
+class Chain:
+    """Turns hops into estimates, one call each.
+
+    Parameters
+    ----------
+    channels : Channels
+        All imaged channels, EEG first, as the aligner hands them out.
+    settings : PreprocessingSettings
+    sfreq : float
+        Of the grid, Hz.
+    switch : OperatorSwitch
+        Hands out whitener and solver for the channels of the moment.
+    n_sources, unit
+        Of the estimates.
+    window : int
+        Samples (after decimation) that the solver sees; the newest of them are imaged.
+    clock : Clock
+        Read between the stages, for the stamps of each estimate.
+    """
+
+    def __init__(
+        self,
+        channels: Channels,
+        settings: PreprocessingSettings,
+        sfreq: float,
+        switch: OperatorSwitch,
+        *,
+        n_sources: int,
+        unit: str,
+        window: int,
+        clock: Clock,
+    ) -> None:
+        self.bad_channels = BadChannels(settings.bad_channels, sfreq, settings.bads)
+        self.filter = CausalFilter.from_settings(settings.filters, sfreq)
+        self._finite = ReplaceNonfinite()
+        self._decimate = Decimate(settings.decimate, sfreq, settings.filters.band_pass.high_hz)
+        self._whitening = Whitening(switch)
+        self._window = SlidingWindow(window, len(channels))
+        self._n_sources = n_sources
+        self._unit = unit
+        self._clock = clock
+        self._hop = 0
+        self.flag_counts = dict.fromkeys(Flag, 0)
+
+    def __call__(self, hop: AlignedHop, *, image: bool = True) -> SourceEstimate | None:
+        """Preprocess a hop and image it; filters and window must see every hop, the solver need not (``image=False``)."""
+        aligned = self._clock.now()
+        block = self._decimate(self.filter(self._finite(self.bad_channels(hop.block))))
+        self._count_flags(block)
+        number = self._hop
+        self._hop += 1
+        preprocessed = self._clock.now()
+        data, flags = self._image(block, image)
+        if not image:
+            return None
+        solved = self._clock.now()
+        stamps = StageStamps(
+            sensor=float(hop.block.times[-1]),
+            intended=hop.intended,
+            received=float(hop.block.received.max()),
+            aligned=aligned,
+            preprocessed=preprocessed,
+            solved=solved,
+        )
+        return SourceEstimate(data, block.times, flags, block.first, number, self._unit, stamps)
+
+    def _image(self, block: SensorBlock, image: bool) -> tuple[Float32, NDArray[np.uint32]]:
+        runs = self._whitening(block)
+        parts: list[Float32] = []
+        for run in runs:
+            n_new = run.stop - run.start
+            if run.operator is None:  # unknown samples stay unknown in the window, too
+                self._window.push(run.data)
+                parts.append(np.full((self._n_sources, n_new), np.nan, np.float32))
+                continue
+            window = self._window.push(run.data)
+            if image:
+                parts.append(run.operator.solver(window, n_new))
+        if not image or not parts:
+            return np.empty((self._n_sources, 0), np.float32), np.empty(0, np.uint32)
+        if len(runs) == 1:
+            return parts[0], runs[0].flags
+        return np.hstack(parts), np.concatenate([run.flags for run in runs])
+
+    def _count_flags(self, block: SensorBlock) -> None:
+        seen = int(np.bitwise_or.reduce(block.flags, initial=0))
+        if seen:
+            for flag in Flag:
+                if seen & flag:
+                    self.flag_counts[flag] += int(np.count_nonzero(block.flags & flag))

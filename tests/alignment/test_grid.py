@@ -1,0 +1,214 @@
+"""Streams on their own clocks come out on one grid; what is missing is marked and holds nobody."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from rt_mmdf.alignment.grid import AlignedHop, Aligner, AlignmentSettings, StreamSpec
+from rt_mmdf.core.blocks import Flag, RawBlock
+from rt_mmdf.core.channels import Channels, ChannelType, Modality
+from rt_mmdf.core.errors import ConfigurationError
+from rt_mmdf.lsl.interface import ClockOffset
+
+EEG, MEG = Modality.EEG, Modality.MEG
+HOP = 10
+FAR_PAST = -1e9  # a time at which nothing is late yet
+
+
+def channels(n: int, kind: str) -> Channels:
+    return Channels(tuple(f"{kind}{i}" for i in range(n)), (ChannelType(kind),) * n)
+
+
+def aligner(sfreq_eeg: float = 500.0, sfreq_meg: float = 1000.0, **settings: object) -> Aligner:
+    specs = [StreamSpec(EEG, channels(2, "eeg"), sfreq_eeg), StreamSpec(MEG, channels(3, "mag"), sfreq_meg)]
+    return Aligner(specs, AlignmentSettings(**settings), HOP)
+
+
+class Sender:
+    """A stream whose samples are a sine of TRUE time, stamped by a clock of its own."""
+
+    def __init__(self, modality: Modality, n: int, sfreq: float, seconds: float, offset: float = 0.0, drift: float = 0.0):
+        self.modality, self.n, self.offset, self.drift = modality, n, offset, drift
+        self.times = 5.0 + np.arange(round(seconds * sfreq)) / sfreq
+        self.stamps = offset + (1 + drift) * self.times
+
+    def clock(self, true_time: float, error: float = 0.0) -> ClockOffset:
+        sender = self.offset + (1 + self.drift) * true_time
+        return ClockOffset(sender, true_time - sender + error, 1e-4)
+
+    def block(self, a: int, b: int, hz: float = 11.0, late_s: float = 0.0) -> RawBlock:
+        wave = np.sin(2 * np.pi * hz * self.times[a:b])
+        data = np.tile(wave, (self.n, 1)).astype(np.float32)
+        return RawBlock(data, self.stamps[a:b], np.full(b - a, self.times[b - 1] + late_s), a)
+
+
+def drain(subject: Aligner, now: float = FAR_PAST) -> list[AlignedHop]:
+    hops = []
+    while (hop := subject.advance(now)) is not None:
+        hops.append(hop)
+    return hops
+
+
+def feed(subject: Aligner, senders: list[Sender], chunk_s: float = 0.02) -> list[AlignedHop]:
+    """Deliver everything in order of time, with a clock measurement every 2 s."""
+    hops: list[AlignedHop] = []
+    rng = np.random.default_rng(0)
+    start, end = 5.0, max(s.times[-1] for s in senders)
+    done = dict.fromkeys((s.modality for s in senders), 0)
+    for k in range(1, int((end - start) / chunk_s) + 2):
+        now = start + k * chunk_s
+        for sender in senders:
+            if (k - 1) % round(2 / chunk_s) == 0:
+                subject.add_offset(sender.modality, sender.clock(now, rng.normal(0, 3e-5)))
+            a, b = done[sender.modality], int(np.searchsorted(sender.times, now))
+            if b > a:
+                subject.add(sender.modality, sender.block(a, b))
+                done[sender.modality] = b
+        hops += drain(subject, now)
+    return hops
+
+
+def phase_s(hops: list[AlignedHop], row: int, hz: float, from_s: float, to_s: float) -> float:
+    """Delay of a channel against the sine of true time, seconds."""
+    times = np.concatenate([h.block.times for h in hops])
+    data = np.concatenate([h.block.data[row] for h in hops])
+    chosen = (times >= 5.0 + from_s) & (times < 5.0 + to_s)
+    window = np.hanning(int(chosen.sum()))
+    projected = np.sum(window * data[chosen] * np.exp(-2j * np.pi * hz * times[chosen]))
+    return float(np.angle(projected * 1j) / (2 * np.pi * hz))
+
+
+@pytest.mark.parametrize(("sfreq_eeg", "drift"), [(500.0, 200e-6), (1000.0, -200e-6), (512.0, 50e-6)])
+def test_two_clocks_are_aligned_to_a_tenth_of_a_millisecond(sfreq_eeg: float, drift: float) -> None:
+    subject = aligner(sfreq_eeg)
+    hops = feed(subject, [Sender(EEG, 2, sfreq_eeg, 40, 100.0, drift), Sender(MEG, 3, 1000.0, 40)])
+    apart = [phase_s(hops, 0, 11.0, t, t + 1) - phase_s(hops, 2, 11.0, t, t + 1) for t in np.arange(30, 39, 0.5)]
+    assert np.abs(apart).max() < 1e-4
+    assert subject.report()[EEG].drift_ppm == pytest.approx(-drift * 1e6 / (1 + drift), abs=5)
+    flags = np.concatenate([h.block.flags for h in hops])
+    assert not (flags[HOP:] & ~np.uint32(Flag.CLOCK_UNCERTAIN)).any()
+
+
+@hypothesis_settings(max_examples=15)
+@given(
+    eeg_cuts=st.lists(st.integers(1, 1999), max_size=12),
+    meg_cuts=st.lists(st.integers(1, 3999), max_size=12),
+    lost=st.integers(0, 60),
+)
+def test_the_cutting_of_the_streams_does_not_matter(eeg_cuts: list[int], meg_cuts: list[int], lost: int) -> None:
+    def run(cuts: dict[Modality, list[int]]) -> list[AlignedHop]:
+        subject, hops = aligner(), []
+        for sender in (Sender(EEG, 2, 500.0, 4, 100.0, 1e-4), Sender(MEG, 3, 1000.0, 4)):
+            subject.add_offset(sender.modality, sender.clock(5.0))
+            kept = np.delete(np.arange(len(sender.times)), slice(1200, 1200 + lost))
+            for a, b in pairwise(sorted({0, len(kept), *(c for c in cuts[sender.modality] if c < len(kept))})):
+                block = sender.block(0, len(sender.times))
+                piece = kept[a:b]
+                subject.add(sender.modality, RawBlock(block.data[:, piece], block.stamps[piece], block.received[piece], a))
+                hops += drain(subject)
+        return hops
+
+    whole, cut = run({EEG: [], MEG: []}), run({EEG: eeg_cuts, MEG: meg_cuts})
+    assert len(cut) == len(whole) > 300
+    for one, other in zip(whole, cut, strict=True):
+        assert one.block.first == other.block.first
+        np.testing.assert_array_equal(one.block.times, other.block.times)
+        np.testing.assert_array_equal(one.block.data, other.block.data)
+        np.testing.assert_array_equal(one.block.flags, other.block.flags)
+
+
+def test_a_hole_is_marked_to_the_sample_and_never_interpolated() -> None:
+    subject = aligner(1000.0, 1000.0, grid="samples")
+    eeg, meg = Sender(EEG, 2, 1000.0, 4), Sender(MEG, 3, 1000.0, 4)
+    for sender in (eeg, meg):
+        subject.add_offset(sender.modality, sender.clock(5.0))
+    subject.add(MEG, meg.block(0, 4000))
+    subject.add(EEG, eeg.block(0, 1503))
+    subject.add(EEG, eeg.block(1520, 4000))
+    hops = drain(subject)
+    times = np.concatenate([h.block.times for h in hops])
+    flags = np.concatenate([h.block.flags for h in hops])
+    data = np.concatenate([h.block.data for h in hops], axis=1)
+    sample = np.round((times - 5.0) * 1000).astype(int)
+    hole = (sample >= 1503) & (sample < 1520)
+    assert hole.sum() == 17
+    np.testing.assert_array_equal((flags & Flag.EEG_MISSING) != 0, hole)
+    np.testing.assert_array_equal(np.isnan(data[0]), hole)
+    assert np.isfinite(data[2:]).all()
+    assert flags[sample == 1520] & Flag.GAP
+    np.testing.assert_array_equal(data[0, ~hole], np.sin(2 * np.pi * 11.0 * eeg.times[sample[~hole]]).astype(np.float32))
+    assert subject.report()[EEG].counts["lost"] == subject.report()[EEG].missing == 17
+
+
+def test_around_a_hole_the_resampler_gives_only_what_it_has_all_samples_for() -> None:
+    subject = aligner()
+    eeg, meg = Sender(EEG, 2, 500.0, 4), Sender(MEG, 3, 1000.0, 4)
+    for sender in (eeg, meg):
+        subject.add_offset(sender.modality, sender.clock(5.0))
+    subject.add(MEG, meg.block(0, 4000))
+    subject.add(EEG, eeg.block(0, 1000))
+    subject.add(EEG, eeg.block(1001, 2000))
+    hops = drain(subject)
+    flags = np.concatenate([h.block.flags for h in hops])
+    data = np.concatenate([h.block.data for h in hops], axis=1)
+    times = np.concatenate([h.block.times for h in hops])
+    lost = (flags & Flag.EEG_MISSING) != 0
+    np.testing.assert_array_equal(np.isnan(data[:2]).all(axis=0), lost)
+    assert 30 < lost.sum() < 60  # the one sample, and the reach of the filter about it
+    np.testing.assert_allclose(data[0, ~lost], np.sin(2 * np.pi * 11.0 * times[~lost]), atol=2e-3)
+
+
+def test_a_dead_stream_is_marked_missing_holds_nobody_and_comes_back() -> None:
+    subject = aligner(late_ms=100.0)
+    eeg, meg = Sender(EEG, 2, 500.0, 12), Sender(MEG, 3, 1000.0, 12)
+    for sender in (eeg, meg):
+        subject.add_offset(sender.modality, sender.clock(5.0))
+    log: list[tuple[float, AlignedHop]] = []
+    for k in range(1, 600):
+        now = 5.0 + 0.02 * k
+        subject.add(MEG, meg.block(20 * (k - 1), 20 * k))
+        if not 200 <= k < 400:  # silent from 4 s to 8 s after the start
+            subject.add(EEG, eeg.block(10 * (k - 1), 10 * k))
+        log += [(now, hop) for hop in drain(subject, now)]
+    by_hop = [(now - hop.block.times[-1], bool(hop.block.flags[-1] & Flag.EEG_MISSING)) for now, hop in log]
+    times = np.array([hop.block.times[-1] - 5.0 for _, hop in log])
+    waits, missing = np.array([w for w, _ in by_hop]), np.array([m for _, m in by_hop])
+    assert not missing[(times > 1) & (times < 3.95)].any()
+    assert missing[(times > 4.01) & (times < 7.99)].all()
+    assert not missing[times > 8.2].any()
+    assert waits[(times > 4.2) & (times < 7.9)].max() < 0.05  # not held by the dead stream
+    assert waits[times > 1].max() < 0.15
+    assert [hop.block.first for _, hop in log] == [HOP * k for k in range(len(log))]
+
+
+def test_without_any_stream_time_goes_on_as_missing() -> None:
+    subject = aligner(late_ms=100.0)
+    eeg, meg = Sender(EEG, 2, 500.0, 2), Sender(MEG, 3, 1000.0, 2)
+    for sender in (eeg, meg):
+        subject.add_offset(sender.modality, sender.clock(5.0))
+        subject.add(sender.modality, sender.block(0, len(sender.times)))
+    alive = drain(subject, 7.0)
+    later = drain(subject, 8.0)
+    assert not alive[-1].block.flags.any()
+    assert later[-1].block.times[-1] == pytest.approx(7.9, abs=0.011)
+    assert all((hop.block.flags & Flag.EEG_MISSING & 1).all() and np.isnan(hop.block.data).all() for hop in later[3:])
+
+
+def test_intended_time_is_physics_and_not_our_own_delay() -> None:
+    subject = aligner()
+    senders = [Sender(EEG, 2, 500.0, 6), Sender(MEG, 3, 1000.0, 6)]
+    hops = feed(subject, senders)
+    wait = np.array([hop.intended - hop.block.times[-1] for hop in hops])
+    assert (wait >= subject.look_ahead_s - 1e-6).all()
+    assert (wait <= subject.look_ahead_s + 0.02 + 1e-3).all()  # and at most one chunk
+
+
+def test_pairing_samples_of_different_rates_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="one sampling rate"):
+        aligner(500.0, 1000.0, grid="samples")
