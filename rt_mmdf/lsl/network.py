@@ -5,7 +5,7 @@ directly:
 
 - ``resolve_streams`` takes streams of the same name and source id on two machines for one, and stops at the first answer,
   so that ambiguity cannot be seen; here every outlet that answers is one stream, told apart by its uid.
-- ``push_sample`` unpacks an array value by value (0.4 ms for 5124 channels), ``push_chunk`` warns about single samples
+- ``push_sample`` unpacks an array value by value (0.8 ms for 5124 channels, here 0.02 ms), ``push_chunk`` warns about single samples
   and needs a writable array.
 - strings that are not UTF-8 raise inside its pull and leave the sample half read.
 - ``time_correction`` hides the round trip that liblsl's ``lsl_time_correction_ex`` tells.

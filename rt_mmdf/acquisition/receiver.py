@@ -1,0 +1,230 @@
+"""From the wire to the ring: one receiver per stream, each in a thread of its own."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+
+import numpy as np
+
+from rt_mmdf.acquisition.interpretation import interpret
+from rt_mmdf.acquisition.selection import select_stream
+from rt_mmdf.acquisition.settings import StreamSettings
+from rt_mmdf.core.channels import Channels
+from rt_mmdf.core.errors import StreamDescriptionError, StreamError, StreamNotFound
+from rt_mmdf.core.ring import SampleRing
+from rt_mmdf.lsl.interface import Inlet, StreamDescription, Transport
+from rt_mmdf.runtime.mailbox import Mailbox, Signal
+from rt_mmdf.runtime.worker import Worker
+
+PULL_LIMIT_S = 0.2
+RECENT = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Arrivals:
+    """What has arrived on a stream so far.
+
+    n_received : samples, all of them
+    n_nonfinite : samples with NaN or infinity in at least one imaged channel
+    last_received : this machine's LSL time of the newest pull that had samples; NaN before the first
+    newest_chunk, largest_chunk : samples in the newest pull, and in the largest of the last 100
+    n_reconnected : how often the stream was opened again after it had vanished
+    """
+
+    n_received: int = 0
+    n_nonfinite: int = 0
+    last_received: float = float("nan")
+    newest_chunk: int = 0
+    largest_chunk: int = 0
+    n_reconnected: int = 0
+
+
+class Receiver:
+    """Listens to one stream of sensors; subscribed and ready once built.
+
+    `step` pulls once and writes to `ring` (imaged channels) and `others` (EOG, triggers, miscellaneous; None where there
+    are none), float32 in SI units, with raw stamps. Both count the same samples.
+
+    A stream that vanishes is waited for: liblsl finds it again by its source id; without one it is looked for by the
+    settings. It must come back with the same channels, units and rate.
+
+    Parameters
+    ----------
+    label : str
+        Name of the stream in the configuration: ``"eeg"``, ``"meg"``.
+    signal : Signal | None
+        Rung after each write.
+
+    Raises
+    ------
+    StreamNotFound, StreamAmbiguous, StreamDescriptionError, ConfigurationError
+        See `select_stream` and `interpret`.
+    """
+
+    def __init__(self, transport: Transport, settings: StreamSettings, label: str, signal: Signal | None = None) -> None:
+        self.label = label
+        self.settings = settings
+        self._transport = transport
+        self._signal = signal
+        self._inlet: Inlet | None = transport.inlet(select_stream(transport, settings, label), buffer_s=settings.buffer_s)
+        self._description = self._inlet.description
+        try:
+            self._selection = interpret(self._description, settings, label)
+        except Exception:
+            self._inlet.close()
+            raise
+        capacity = max(64, int(np.ceil(settings.buffer_s * self._description.sfreq)))
+        self.ring = SampleRing(len(self.channels), capacity)
+        self.others = SampleRing(len(self.other_channels), capacity) if len(self.other_channels) else None
+        self._arrivals = Arrivals()
+        self._recent: deque[int] = deque(maxlen=RECENT)
+
+    @property
+    def description(self) -> StreamDescription:
+        """The stream as it describes itself; another one (another `uid`) after it came back from elsewhere."""
+        return self._description
+
+    @property
+    def sfreq(self) -> float:
+        """Nominal sampling rate, Hz."""
+        return self._description.sfreq
+
+    @property
+    def channels(self) -> Channels:
+        """Imaged channels, in the order of `ring`."""
+        return self._selection.imaged.channels
+
+    @property
+    def other_channels(self) -> Channels:
+        """Channels that are kept but not imaged, in the order of `others`."""
+        return self._selection.others.channels
+
+    @property
+    def arrivals(self) -> Arrivals:
+        """Counters; may be read from any thread."""
+        return self._arrivals
+
+    def step(self) -> None:
+        """Pull once (waits at most 0.2 s)."""
+        if self._inlet is None:
+            self._reopen()
+            return
+        try:
+            samples, stamps = self._inlet.pull(PULL_LIMIT_S)
+        except StreamError:  # it vanished and liblsl cannot find it again
+            self._inlet.close()
+            self._inlet = None
+            return
+        if not len(stamps):
+            return
+        received = self._transport.clock.now()
+        imaged = self._selection.imaged.to_si(samples)
+        if self.others is not None:
+            self.others.write(self._selection.others.to_si(samples), stamps, received)
+        self.ring.write(imaged, stamps, received)
+        finite = np.isfinite(imaged.sum(axis=1, dtype=np.float64))
+        self._recent.append(len(stamps))
+        self._arrivals = Arrivals(
+            n_received=self._arrivals.n_received + len(stamps),
+            n_nonfinite=self._arrivals.n_nonfinite + int(len(stamps) - np.count_nonzero(finite)),
+            last_received=received,
+            newest_chunk=len(stamps),
+            largest_chunk=max(self._recent),
+            n_reconnected=self._arrivals.n_reconnected,
+        )
+        if self._signal is not None:
+            self._signal.ring()
+
+    def _reopen(self) -> None:
+        at_once = self.settings.model_copy(update={"resolve_timeout_s": 0.0})
+        try:
+            found = [
+                stream
+                for stream in self._transport.resolve(
+                    name=at_once.name, type=at_once.type, source_id=at_once.source_id, timeout_s=PULL_LIMIT_S
+                )
+                if at_once.hostname in (None, stream.hostname)
+            ]
+            if len(found) != 1:  # not back yet, or not to be told from another one
+                return
+            inlet = self._transport.inlet(found[0], buffer_s=self.settings.buffer_s)
+        except StreamNotFound:
+            return
+        seen, expected = inlet.description, self._description
+        if (seen.channels, seen.sfreq, seen.dtype) != (expected.channels, expected.sfreq, expected.dtype):
+            inlet.close()
+            raise StreamDescriptionError(
+                f"acquisition.{self.label}: stream {seen.name!r} came back with {seen.n_channels} channels at "
+                f"{seen.sfreq:g} Hz and "
+                f"another description; it had {expected.n_channels} at {expected.sfreq:g} Hz. Start the session again."
+            )
+        self._inlet, self._description = inlet, seen
+        a = self._arrivals
+        self._arrivals = Arrivals(
+            a.n_received, a.n_nonfinite, a.last_received, a.newest_chunk, a.largest_chunk, a.n_reconnected + 1
+        )
+
+    def worker(self, on_failure: Callable[[], None] | None = None) -> Worker:
+        """The thread that receives; not yet started."""
+        return Worker(f"receive {self.label}", self.step, on_failure)
+
+    def close(self) -> None:
+        """Unsubscribe; after the worker was stopped."""
+        if self._inlet is not None:
+            self._inlet.close()
+            self._inlet = None
+
+    def __enter__(self) -> Receiver:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Marker:
+    """One event.
+
+    stamp : raw, seconds on the sender's LSL clock
+    text : as sent
+    received : seconds on this machine's LSL clock
+    """
+
+    stamp: float
+    text: str
+    received: float
+
+
+class MarkerReceiver:
+    """Listens to a stream of markers (text, or one whole number per event); events go to a bounded mailbox.
+
+    Raises
+    ------
+    StreamNotFound, StreamAmbiguous
+    """
+
+    def __init__(self, transport: Transport, settings: StreamSettings, label: str, signal: Signal | None = None) -> None:
+        self.label = label
+        self._transport = transport
+        self._inlet = transport.inlet(select_stream(transport, settings, label), buffer_s=settings.buffer_s)
+        self.description = self._inlet.description
+        self.events: Mailbox[Marker] = Mailbox(10000, signal)
+
+    def step(self) -> None:
+        """Pull once (waits at most 0.2 s)."""
+        samples, stamps = self._inlet.pull(PULL_LIMIT_S)
+        received = self._transport.clock.now()
+        for row, stamp in zip(samples, stamps.tolist(), strict=True):
+            text = row[0] if isinstance(row[0], str) else f"{row[0]:g}"
+            self.events.put(Marker(stamp, text, received))
+
+    def worker(self, on_failure: Callable[[], None] | None = None) -> Worker:
+        """The thread that receives; not yet started."""
+        return Worker(f"receive {self.label}", self.step, on_failure)
+
+    def close(self) -> None:
+        """Unsubscribe; after the worker was stopped."""
+        self._inlet.close()
