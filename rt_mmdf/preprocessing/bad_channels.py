@@ -164,9 +164,8 @@ class BadChannels:
             return
         for modality, arrived in here.items():
             if arrived.any():
-                self._statistics.add(
-                    self._rows[modality], self._samples[self._rows[modality], start:stop][:, arrived], t[arrived]
-                )
+                rows = self._rows[modality]
+                self._statistics.add(rows, self._samples[rows, start:stop][:, arrived], t[arrived])
 
     def _judge_bin(self, channels: Channels) -> None:
         statistics, settings = self._statistics, self._settings
