@@ -1,0 +1,203 @@
+"""Live equals offline: what the engine gives out is what the same filters and mne's inverse give for the file at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import mne
+import numpy as np
+import pytest
+from scipy.signal import sosfilt, sosfilt_zi
+
+from rt_mmdf.acquisition.clockwatch import ClockWatch
+from rt_mmdf.acquisition.receiver import Receiver
+from rt_mmdf.app.engine import Engine
+from rt_mmdf.app.imaging import Imaging
+from rt_mmdf.app.settings import SessionSettings
+from rt_mmdf.core.blocks import SourceEstimate
+from rt_mmdf.core.channels import Modality
+from rt_mmdf.headmodel.head import HeadModel
+from rt_mmdf.headmodel.subject import build_subject
+from rt_mmdf.headmodel.whitener import imaging_info
+from rt_mmdf.lsl.interface import ChannelDescription, StreamDescription
+from rt_mmdf.lsl.memory import ManualClock, MemoryTransport
+from rt_mmdf.preprocessing.whitening import OperatorSwitch
+
+T0 = 2000.0  # sensor time of the first sample, this machine's clock
+CHUNK = {Modality.EEG: 7, Modality.MEG: 16}
+
+
+@pytest.fixture(scope="module")
+def raw(sample_data: Path) -> mne.io.BaseRaw:
+    return mne.io.read_raw_fif(sample_data / "sample_audvis_5s_raw.fif", preload=True, verbose="ERROR")
+
+
+@pytest.fixture(scope="module")
+def head(sample_data: Path, raw: mne.io.BaseRaw) -> HeadModel:
+    names = ("sample-trans.fif", "sample-oct5-src.fif", "sample-320-320-320-bem-sol.fif")
+    return build_subject(raw.info, *(sample_data / name for name in names), name="sample")
+
+
+@pytest.fixture(scope="module")
+def head_folder(head: HeadModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("head")
+    head.save(folder)
+    return folder
+
+
+def settings(head_folder: Path, sample_data: Path, raw: mne.io.BaseRaw, method: str, grid: str) -> SessionSettings:
+    return SessionSettings.model_validate(
+        {
+            "acquisition": {"eeg": {"name": "s-EEG"}, "meg": {"name": "s-MEG"}},
+            "alignment": {"grid": grid},
+            "hop_ms": 20,
+            "budget_ms": 1e6,
+            "preprocessing": {
+                "filters": {"band_pass": {"low_hz": 1.0, "high_hz": 40.0}, "notch": {"freqs_hz": [60.0]}},
+                "bads": raw.info["bads"],
+                "bad_channels": {"enabled": False},
+                "projections": sample_data / "sample_audvis_5s_raw.fif",
+            },
+            "head": {"folder": head_folder},
+            "noise": {"file": sample_data / "sample_audvis-cov.fif"},
+            "solver": {"method": method},
+        }
+    )
+
+
+@dataclass
+class Live:
+    engine: Engine
+    imaging: Imaging
+    estimates: list[SourceEstimate]
+
+
+def image_live(raw: mne.io.BaseRaw, config: SessionSettings, offset_s: float, drift_ppm: float) -> Live:
+    """Stream the file through memory: EEG from a machine with a clock of its own, MEG from this one."""
+    clock = ManualClock(T0)
+    here = MemoryTransport(clock, uncertainty_s=1e-5)
+    there = here.machine("eeg-amplifier", offset_s=offset_s, drift_ppm=drift_ppm)
+    sfreq, outlets, data, stamps = raw.info["sfreq"], {}, {}, {}
+    true_times = T0 + np.arange(raw.n_times) / sfreq
+    for modality, machine in ((Modality.EEG, there), (Modality.MEG, here)):
+        picks = mne.pick_types(raw.info, meg=modality is Modality.MEG, eeg=modality is Modality.EEG, exclude=[])
+        kinds, names = raw.get_channel_types(picks), [raw.ch_names[i] for i in picks]
+        unit = {"eeg": "V", "mag": "T", "grad": "T/m"}
+        channels = tuple(ChannelDescription(n, k, unit[k]) for n, k in zip(names, kinds, strict=True))
+        description = StreamDescription(
+            f"s-{modality.upper()}", modality.upper(), f"id-{modality}", sfreq, "float32", channels, {}
+        )
+        outlets[modality] = machine.outlet(description)
+        data[modality] = raw.get_data(picks).T.astype(np.float32)
+        stamps[modality] = true_times if machine is here else np.array([there.clock.at(t) for t in true_times])
+    receivers = {m: Receiver(here, config.acquisition[m], m.value) for m in outlets}
+    watch = ClockWatch(here, {r.label: (lambda r=r: r.description) for r in receivers.values()})
+    streaming = receivers[Modality.EEG].channels + receivers[Modality.MEG].channels
+    imaging = Imaging.prepare(config, streaming)
+    switch = OperatorSwitch(lambda key: None)
+    switch.offer(imaging.full_key(), imaging.build(imaging.full_key()))
+    engine = Engine(config, receivers, watch, imaging, switch, clock, keep_map=True)
+    estimates: list[SourceEstimate] = []
+    for k in range(raw.n_times):
+        clock.move_to(T0 + k / sfreq)
+        for modality, outlet in outlets.items():
+            n = CHUNK[modality]
+            if (k + 1) % n == 0:
+                outlet.push(data[modality][k + 1 - n : k + 1], stamps[modality][k + 1 - n : k + 1])
+                receivers[modality].step()
+        if k % 150 == 0:
+            for _ in receivers:
+                watch.step()
+        estimates += list(engine.pump())
+    return Live(engine, imaging, estimates)
+
+
+def image_offline(raw: mne.io.BaseRaw, live: Live, data: np.ndarray) -> np.ndarray:
+    """The same causal filters on all samples at once, then mne's own apply_inverse_raw."""
+    imaging = live.imaging
+    sos = live.engine.chain.filter.sos
+    start = sosfilt_zi(sos)[:, None, :] * data[:, :1]
+    filtered, _ = sosfilt(sos, data, axis=1, zi=start)
+    good = [name for name in imaging.channels.names if name not in raw.info["bads"]]
+    info = imaging_info(imaging.head.info, good, imaging.projectors)
+    with info._unlock():
+        info["sfreq"] = raw.info["sfreq"]
+    rows = imaging.channels.indices(good)
+    forward = mne.pick_channels_forward(imaging.head.forward, good, ordered=True, verbose="ERROR")
+    inverse = mne.minimum_norm.make_inverse_operator(
+        info, forward, imaging.noise_cov, loose=0, fixed=True, depth=imaging.solver.depth, verbose="ERROR"
+    )
+    return mne.minimum_norm.apply_inverse_raw(
+        mne.io.RawArray(filtered[rows], info, verbose="ERROR"),
+        inverse,
+        imaging.solver.lambda2,
+        imaging.solver.method,
+        pick_ori=None,
+        verbose="ERROR",
+    ).data
+
+
+def in_file_order(raw: mne.io.BaseRaw, live: Live) -> np.ndarray:
+    names = live.imaging.channels.names
+    return raw.get_data([raw.ch_names.index(name) for name in names]).astype(np.float32).astype(np.float64)
+
+
+def relative_difference(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+
+def check_every_sample_is_accounted_for(live: Live) -> None:
+    firsts = [e.first for e in live.estimates]
+    assert firsts == [live.engine.hop * k for k in range(len(firsts))]
+    assert [e.hop for e in live.estimates] == list(range(len(firsts)))
+    assert live.engine.counts.hops == len(firsts)
+    assert live.engine.counts.skipped == live.engine.counts.overwritten == 0
+
+
+@pytest.mark.sample
+@pytest.mark.parametrize("method", ["MNE", "dSPM", "sLORETA", "eLORETA"])
+def test_sample_by_sample_the_live_estimate_is_mnes(
+    method: str, sample_data: Path, raw: mne.io.BaseRaw, head_folder: Path
+) -> None:
+    live = image_live(raw, settings(head_folder, sample_data, raw, method, "samples"), 100.0, 0.0)
+    check_every_sample_is_accounted_for(live)
+    got = np.hstack([e.data for e in live.estimates])
+    n = got.shape[1]
+    assert n > raw.n_times - 3 * live.engine.hop  # all but the last chunks and hop, which never filled
+    wanted = image_offline(raw, live, in_file_order(raw, live)[:, :n])
+    assert relative_difference(got, wanted) < 1e-4
+    times = np.concatenate([e.times for e in live.estimates])
+    np.testing.assert_allclose(times, T0 + np.arange(n) / raw.info["sfreq"], atol=2e-5)
+
+
+@pytest.mark.sample
+@pytest.mark.parametrize("method", ["MNE", "dSPM", "sLORETA", "eLORETA"])
+def test_through_fitted_clocks_the_live_estimate_is_that_of_the_resampled_file(
+    method: str, sample_data: Path, raw: mne.io.BaseRaw, head_folder: Path
+) -> None:
+    live = image_live(raw, settings(head_folder, sample_data, raw, method, "clock"), 100.0, 150.0)
+    check_every_sample_is_accounted_for(live)
+    times = np.concatenate([e.times for e in live.estimates])
+    resampled = np.vstack(list(resample_at_the_reported_map(raw, live, times)))
+    wanted = image_offline(raw, live, resampled)
+    got = np.hstack([e.data for e in live.estimates])
+    inside = (times > times[0] + 0.2) & (times < times[-1] - 0.3)  # the long sinc needs samples on both sides
+    assert inside.sum() > 1200
+    assert relative_difference(got[:, inside], wanted[:, inside]) < 1e-3
+
+
+def resample_at_the_reported_map(raw: mne.io.BaseRaw, live: Live, times: np.ndarray) -> Iterator[np.ndarray]:
+    """Each modality by a Hann-windowed sinc of 128 samples: nothing of the engine's own resampler."""
+    data, reach = in_file_order(raw, live), 64
+    for modality in Modality:
+        rows = live.imaging.channels.of_modality(modality)
+        position = live.engine.aligner.time_map(modality).indices_at(times)
+        whole = np.floor(position).astype(int)
+        out = np.empty((len(rows), len(times)))
+        for j, (k, p) in enumerate(zip(whole, position, strict=True)):
+            at = np.arange(k - reach + 1, k + reach + 1)
+            weights = np.sinc(at - p) * np.cos(np.pi * (at - p) / (2 * reach)) ** 2
+            out[:, j] = data[rows][:, np.clip(at, 0, raw.n_times - 1)] @ (weights / weights.sum())
+        yield out
