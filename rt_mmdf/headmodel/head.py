@@ -238,7 +238,7 @@ def load_head(folder: Path) -> HeadModel:
         raise HeadModelError(f"head model {folder}: {HEAD_FILE} cannot be read ({error}). Build the head again.") from error
     if content.get("format") != FORMAT:
         raise HeadModelError(
-            f"head model {folder}: format {content.get('format')!r} seen, {FORMAT} expected. Build it again with this version."
+            f"head model {folder}: format {content.get('format')!r} seen, {FORMAT} expected. Build it again."
         )
     try:
         forward = mne.read_forward_solution(folder / FORWARD_FILE, verbose="ERROR")
@@ -331,8 +331,14 @@ def _hemispheres(arrays: Mapping[str, NDArray[Any]]) -> tuple[Hemisphere, Hemisp
             values = arrays.get(f"{side}_{key}")
             return None if values is None else values.astype(np.float64)
 
-        whole = [arrays[f"{side}_{key}"].astype(np.int64) for key in ("triangles", "source_vertices")]
-        return Hemisphere(arrays[f"{side}_white"].astype(float), *whole, get("inflated"), get("pial"), get("sulc"))
+        return Hemisphere(
+            arrays[f"{side}_white"].astype(np.float64),
+            arrays[f"{side}_triangles"].astype(np.int64),
+            arrays[f"{side}_source_vertices"].astype(np.int64),
+            get("inflated"),
+            get("pial"),
+            get("sulc"),
+        )
 
     return one("lh"), one("rh")
 

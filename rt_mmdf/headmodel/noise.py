@@ -81,8 +81,8 @@ def check_noise_cov(noise_cov: mne.Covariance, ch_names: Sequence[str], where: s
         rank = np.linalg.matrix_rank(data / np.sqrt(np.outer(variances, variances)), hermitian=True)
         if rank < len(ch_names) - len(ch_names) // 10:  # regularisation fills the rank; projectors take a few dimensions
             raise NoiseCovarianceError(
-                f"{where}: rank {rank} on {len(ch_names)} channels, measured from {n_samples} samples. Expected are at least "
-                f"{ENOUGH_SAMPLES_PER_CHANNEL * len(ch_names)} samples, or a regularised one. Measure longer."
+                f"{where}: rank {rank} on {len(ch_names)} channels, measured from {n_samples} samples. Expected are "
+                f"at least {ENOUGH_SAMPLES_PER_CHANNEL * len(ch_names)} samples, or a regularised one. Measure longer."
             )
 
 

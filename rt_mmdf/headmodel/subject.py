@@ -84,7 +84,7 @@ def build_subject(
             )
         except (ValueError, RuntimeError) as error:
             raise HeadModelError(
-                f"head model {name!r}: mne cannot compute the leadfield from {trans.name}, {src.name} and {bem.name}: {error}"
+                f"head model {name!r}: no leadfield from {trans.name}, {src.name} and {bem.name}: mne says: {error}"
             ) from error
         return _head(name, forward, sensors, recipe, subjects_dir, subject)
 
@@ -210,8 +210,8 @@ def _with_display_surfaces(hemisphere: Hemisphere, folder: Path, side: str) -> H
             values = _read(lambda: mne.read_surface(path)[0], path, "a FreeSurfer surface")
         if len(values) != len(hemisphere.white):
             raise HeadModelError(
-                f"head model: {path} has {len(values)} vertices, the source space's cortex {len(hemisphere.white)}. Give the "
-                "folder of the subject that the source space was made from, or none."
+                f"head model: {path} has {len(values)} vertices, the source space's cortex {len(hemisphere.white)}. Give "
+                "the folder of the subject that the source space was made from, or none."
             )
         return np.asarray(values, dtype=np.float64)
 

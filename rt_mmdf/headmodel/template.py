@@ -84,7 +84,7 @@ def build_template(
     meg : neuromag306, ctf151, ctf275 or None; without `info` the array
     eeg : name of a montage that mne knows, or None; without `info` the electrodes
     eeg_names : electrodes to take from the montage; None for all
-    conductivity : scalp to brain as mne orders them: brain, skull, scalp, S/m
+    conductivity : brain, skull, scalp, S/m (the order of mne)
     bem_ico : resolution of the three surfaces: 162, 642 or 2562 vertices each
     vertices : sources to compute, vertex numbers of fsaverage5, left and right; None for all of `spacing`
     progress : called with what is being done and the fraction that is done
@@ -184,7 +184,7 @@ def _fsaverage5(surface: str, side: str) -> Mesh:
 
 def _triangulate(directions: NDArray[np.float64]) -> NDArray[np.int64]:
     """Triangles of an icosahedron's vertices, counter-clockwise seen from outside."""
-    triangles = ConvexHull(directions).simplices.astype(np.int64)
+    triangles: NDArray[np.int64] = ConvexHull(directions).simplices.astype(np.int64)
     a, b, c = (directions[triangles[:, i]] for i in range(3))
     inward = np.einsum("ij,ij->i", np.cross(b - a, c - a), a) < 0
     triangles[inward] = triangles[inward][:, ::-1]
@@ -267,7 +267,7 @@ def _source_space(spacing: Spacing, chosen: list[list[int]] | None) -> mne.Sourc
         if not np.array_equal(space["vertno"], np.arange(N_SOURCES[spacing])):
             raise HeadModelError(
                 f"template head: the vertices of nilearn's fsaverage5 are not nested as {spacing} expects; nilearn "
-                f"{nilearn.__version__} ships other surfaces than this version of rt_mmdf knows. Install the locked versions."
+                f"{nilearn.__version__} ships other surfaces than rt_mmdf knows. Install the locked versions."
             )
         if chosen is not None:
             numbers = np.array(chosen[i], dtype=np.int64)
@@ -318,7 +318,7 @@ def _sensors(meg: str | None, eeg: str | None, eeg_names: Sequence[str] | None) 
         if unknown := [name for name in electrodes if name not in montage.ch_names]:
             raise HeadModelError(
                 f"template head: montage {eeg!r} has no electrode {', '.join(unknown[:8])}; it has "
-                f"{', '.join(montage.ch_names[:8])}, ... Take the names from it, or give a recording with digitised electrodes."
+                f"{', '.join(montage.ch_names[:8])}, ... Take names from it, or give a recording with digitised electrodes."
             )
     meg_names = [] if array is None else list(array["ch_names"])
     meg_types = [] if array is None else array.get_channel_types()
@@ -410,8 +410,8 @@ def _place(sensors: mne.Info, trans: mne.Transform, bem: mne.bem.ConductorModel)
             names = [info["ch_names"][meg[i]] for i in np.flatnonzero(inside)]
             raise HeadModelError(
                 f"template head: {inside.sum()} of {len(meg)} MEG sensors are inside the template's scalp, up to "
-                f"{1e3 * (to_scalp - radii).max():.0f} mm deep ({', '.join(names[:5])}). The device-to-head transform of the "
-                "recording does not fit an adult head: check it, or use the subject's own head model (rt-mmdf head subject)."
+                f"{1e3 * (to_scalp - radii).max():.0f} mm deep ({', '.join(names[:5])}). The device-to-head transform of "
+                "the recording does not fit an adult head: check it, or use the subject's own head (rt-mmdf head subject)."
             )
     return info
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 
 import mne
@@ -96,7 +97,7 @@ def imaging_info(info: mne.Info, names: Sequence[str], projs: Sequence[mne.Proje
     picked = mne.pick_info(info, [place[name] for name in names])
     picked["bads"] = []
     # one reference for the channels that are used: a stored one may count channels that are bad today
-    kept = [proj.copy() for proj in projs if proj["kind"] != EEG_AVERAGE_REFERENCE]
+    kept = [deepcopy(proj) for proj in projs if proj["kind"] != EEG_AVERAGE_REFERENCE]
     kept = [proj for proj in kept if set(proj["data"]["col_names"]) & set(names)]
     if "eeg" in picked.get_channel_types(unique=True):
         kept.append(make_eeg_average_ref_proj(picked, activate=False, verbose="ERROR"))

@@ -67,10 +67,11 @@ def build_operator(
     used = usable_channels(head, channels, bads, missing_modalities)
     if not used:
         lacking = head.missing(channels.names)
+        gone = ", ".join(sorted(missing_modalities)) or "none"
         raise SolverError(
-            f"{settings.method}: none of the {len(channels)} channels can be imaged: {len(lacking)} are not in the head model "
-            f"{head.name!r} ({', '.join(lacking[:5]) or 'none'}), {len(set(bads) & set(channels.names))} are bad, missing "
-            f"modalities: {', '.join(sorted(missing_modalities)) or 'none'}. Expected is at least one MEG or two EEG channels."
+            f"{settings.method}: none of the {len(channels)} channels can be imaged: {len(lacking)} are not in the head "
+            f"model {head.name!r} ({', '.join(lacking[:5]) or 'none'}), {len(set(bads) & set(channels.names))} are bad, "
+            f"missing modalities: {gone}. Expected: at least one MEG or two EEG channels."
         )
     names = [name for name in channels.names if name in used]
     whitener, colorer = whitener_and_colorer(channels, used, head.info, noise_cov, projs)
