@@ -376,6 +376,10 @@ class Aligner:
         """Two standard deviations of the time between the modalities, seconds."""
         return float(np.sqrt(sum(lane.uncertainty**2 for lane in self._lanes)))
 
+    def clock_known(self, modality: Modality) -> bool:
+        """Whether the sender's clock has been measured."""
+        return self._lane(modality).clock.ready
+
     def time_map(self, modality: Modality) -> TimeMap:
         """The map from sample numbers of one stream to LSL time."""
         return self._lane(modality).map

@@ -108,8 +108,8 @@ def load_or_build_head(settings: HeadSettings, streaming: Channels, progress: Pr
         eeg_names = [name for name in eeg if name in known]
         if not eeg_names:
             raise HeadModelError(
-                f"head.eeg = {settings.eeg!r}: none of the {len(eeg)} electrodes that stream ({', '.join(eeg[:5])}, ...) is in "
-                "that montage. Choose the montage of your cap, or rename channels under [acquisition.eeg.rename]."
+                f"head.eeg = {settings.eeg!r}: none of the {len(eeg)} electrodes that stream ({', '.join(eeg[:5])}, ...) is "
+                "in that montage. Choose the montage of your cap, or rename channels under [acquisition.eeg.rename]."
             )
     return build_template(
         spacing=settings.spacing, info=info, meg=settings.meg, eeg=settings.eeg, eeg_names=eeg_names, progress=progress

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import asdict
 from types import TracebackType
 from typing import Any
 
@@ -23,17 +24,20 @@ from rt_mmdf.acquisition.clockwatch import ClockWatch
 from rt_mmdf.acquisition.receiver import Receiver
 from rt_mmdf.app.engine import Engine
 from rt_mmdf.app.imaging import Imaging, Progress
+from rt_mmdf.app.scorecard import Scorecard, versions
 from rt_mmdf.app.settings import SessionSettings
 from rt_mmdf.core.blocks import SourceEstimate
-from rt_mmdf.core.channels import Channels, Modality
+from rt_mmdf.core.channels import Modality
 from rt_mmdf.core.errors import RtMmdfError, StreamError
 from rt_mmdf.lsl.interface import Transport
+from rt_mmdf.lsl.library import liblsl_version
 from rt_mmdf.preprocessing.whitening import OperatorKey, OperatorSwitch
-from rt_mmdf.runtime.mailbox import Mailbox, Signal
+from rt_mmdf.runtime.mailbox import Mailbox, NewestValue, Signal
 from rt_mmdf.runtime.telemetry import LatencyRecorder, ProcessLoad
 from rt_mmdf.runtime.worker import Worker
-from rt_mmdf.sinks.estimates import EstimateOutlets
+from rt_mmdf.sinks.estimates import EstimateDescription, EstimateOutlets
 from rt_mmdf.sinks.health import HealthOutlet
+from rt_mmdf.sinks.sources import SourceSpaceDescription
 from rt_mmdf.sinks.stc_files import StcFiles
 
 logger = logging.getLogger(__name__)
@@ -81,6 +85,7 @@ class Session:
         self._resources = ExitStack()
         self._workers: list[Worker] = []
         self._wanted: Mailbox[OperatorKey] = Mailbox(64)
+        self.newest_status: NewestValue[dict[str, Any]] = NewestValue()
         try:
             # one thread for each product: two cores are shared with the receivers, and a second BLAS thread only waits
             self._resources.enter_context(threadpool_limits(1, "blas"))
@@ -97,7 +102,9 @@ class Session:
             )
             self._resources.callback(self.watch.close)
             report("preparing the head", 0.1)
-            streaming = _joined([receiver.channels for receiver in self.receivers.values()])
+            streaming, *others = (receiver.channels for receiver in self.receivers.values())
+            for channels in others:
+                streaming = streaming + channels
             self.imaging = Imaging.prepare(settings, streaming, progress)
             report(f"building {settings.solver.method}", 0.6)
             self.switch = OperatorSwitch(self._wanted.put)
@@ -113,7 +120,7 @@ class Session:
             self.health = self._resources.enter_context(HealthOutlet(transport, f"{settings.name}-health"))
             self.files = None
             if settings.output.files is not None:
-                self.files = StcFiles(settings.output.files, self.imaging.head.vertices, self.engine.sfreq)
+                self.files = StcFiles(settings.output.files, self.sources, self.engine.sfreq, self._wake.ring)
             report("ready", 1.0)
         except BaseException:
             self._resources.close()
@@ -124,11 +131,246 @@ class Session:
     def _check_modalities(self) -> None:
         for modality, receiver in self.receivers.items():
             if modality not in receiver.channels.modalities:
+                seen = ", ".join(sorted(set(receiver.channels.types))) or "none that can be imaged"
                 raise StreamError(
-                    f"acquisition.{modality}: stream {receiver.description.name!r} has no {modality.upper()} channels (seen: "
-                    f"{', '.join(sorted(set(receiver.channels.types)))}). Choose another stream, or give the channels' types "
-                    f"under [acquisition.{modality}.types]."
+                    f"acquisition.{modality}: stream {receiver.description.name!r} has no {modality.upper()} channels (types "
+                    f"seen: {seen}). Choose another stream, or give the channels' types under "
+                    f"[acquisition.{modality}.types]."
                 )
         if len(self.receivers) == 1:
             (only,) = self.receivers
             logger.warning("imaging from %s alone: the other modality is not configured", only.upper())
+
+    def _open_outlets(self) -> EstimateOutlets:
+        head, solver = self.imaging.head, self.imaging.solver
+        band = self.settings.preprocessing.filters.band_pass
+        centre = math.sqrt((band.low_hz or 1.0) * (band.high_hz or 40.0))
+        self.sources = SourceSpaceDescription(
+            head.name,
+            head.fingerprint,
+            head.vertices,
+            head.source_positions_mm,
+            "MNI305" if head.kind == "template" else "MRI (surface RAS)",
+        )
+        orientation = "fixed, normal to cortex" if solver.orientation == "fixed" else f"loose {solver.loose:g}, pooled"
+        self.filter_delay_ms = 1e3 * float(self.engine.chain.filter.group_delay(centre)[0])
+        described = EstimateDescription(solver.method, solver.unit, orientation, self.engine.sfreq, self.filter_delay_ms)
+        return EstimateOutlets(
+            self._transport, f"{self.settings.name}-sources", self.sources, described, self.settings.output.estimates
+        )
+
+    # running
+
+    def start(self) -> Session:
+        """Start all workers; estimates come as soon as the clocks of all streams have been measured."""
+        self._started = self._clock.now()
+        self._first_estimate = math.nan
+        for key in self.imaging.keys_in_advance():
+            self._wanted.put(key)
+        for receiver in self.receivers.values():
+            self._workers.append(receiver.worker(self._wake.ring))
+        self._workers.append(self.watch.worker(self._wake.ring))
+        self._workers.append(Worker("engine", self._pump, self._wake.ring))
+        self._workers.append(Worker("operators", self._build_operator, self._wake.ring))
+        health = Worker("health", lambda: self._report_health(health), self._wake.ring)
+        self._workers.append(health)
+        for worker in self._workers:
+            worker.start()
+        return self
+
+    def check(self) -> None:
+        """Raise what ended a worker, or a StreamError if no estimate has come within `start_timeout_s`."""
+        for worker in self._workers:
+            worker.check()
+        if self.files is not None:
+            self.files.check()
+        waited = self._clock.now() - self._started
+        if math.isnan(self._first_estimate) and waited > self.settings.start_timeout_s:
+            raise StreamError(f"no estimate after {waited:.0f} s: {self._what_is_missing()}")
+
+    def _what_is_missing(self) -> str:
+        for modality, receiver in self.receivers.items():
+            name = receiver.description.name
+            if receiver.arrivals.n_received == 0:
+                return (
+                    f"stream {name!r} ({modality.upper()}) was found, but has sent no sample. Start the acquisition on that "
+                    f"system, or leave [acquisition.{modality}] out. To wait longer: start_timeout_s."
+                )
+            if not self.engine.aligner.clock_known(modality):
+                return (
+                    f"the clock of stream {name!r} ({modality.upper()}) could not be measured. LSL does that over UDP "
+                    "ports 16572 to 16604: let them through the firewall of both machines."
+                )
+        return "samples arrive and clocks are measured, but the streams do not overlap in time; look at their time stamps."
+
+    def stop(self) -> None:
+        """Stop all workers and close all streams; raises the error that ended a worker, if one did."""
+        failure: RtMmdfError | None = None
+        for worker in self._workers:
+            try:
+                worker.stop()
+            except RtMmdfError as error:
+                failure = failure or error
+        self._workers.clear()
+        try:
+            if self.files is not None:
+                self.files.close()
+        finally:
+            self._resources.close()
+        if failure is not None:
+            raise failure
+
+    def __enter__(self) -> Session:
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            self.stop()
+        except RtMmdfError:
+            if error is None:  # an error that is under way already is the more telling one
+                raise
+
+    # the workers' rounds
+
+    def _pump(self) -> None:
+        self._wake.wait(PUMP_WAIT_S)
+        for estimate in self.engine.pump():
+            stamps = self.outlets.publish(estimate)
+            if math.isnan(self._first_estimate):
+                self._first_estimate = stamps.published
+            if stamps.published - self._first_estimate >= START_UP_S:
+                self.latency.record(estimate.hop, stamps)
+            if self.files is not None:
+                self.files.put(estimate)
+            if self._on_estimate is not None:
+                self._on_estimate(estimate)
+
+    def _build_operator(self) -> None:
+        key = self._wanted.take(0.2)
+        if key is None:
+            return
+        try:
+            self.switch.offer(key, self.imaging.build(key))
+        except RtMmdfError as error:
+            self.switch.fail(key, str(error))
+            logger.warning("cannot image without %s: %s", _named(key), error)
+
+    def _report_health(self, worker: Worker) -> None:
+        worker.pause(HEALTH_INTERVAL_S)
+        status = self.status()
+        self.health.publish(status)
+        self.newest_status.put(status)
+
+    def status(self) -> dict[str, Any]:
+        """Everything that is known about the session now: what the health stream carries, see `newest_status`."""
+        now = self._clock.now()
+        usage = self._load.recent()
+        counts = self.engine.counts
+        summary = self.latency.summary()
+        clocks = self.engine.aligner.report()
+        streams: dict[str, Any] = {}
+        for modality, receiver in self.receivers.items():
+            arrivals, clock = receiver.arrivals, clocks.get(modality)
+            streams[modality.value] = {
+                "name": receiver.description.name,
+                "sfreq": receiver.sfreq,
+                "n_channels": len(receiver.channels),
+                "received": arrivals.n_received,
+                "age_s": now - arrivals.last_received,
+                "chunk": arrivals.newest_chunk,
+                "nonfinite": arrivals.n_nonfinite,
+                "reconnected": arrivals.n_reconnected,
+                "queue": receiver.ring.n_waiting,
+                **(asdict(clock) if clock is not None else {}),
+            }
+        return {
+            "time": now,
+            "running_s": now - self._started,
+            "solver": self.imaging.solver.method,
+            "n_sources": self.imaging.head.n_sources,
+            "n_channels": len(self.imaging.channels),
+            "modalities": list(self.imaging.channels.modalities),
+            "streams": streams,
+            "alignment_uncertainty_ms": self.engine.aligner.uncertainty_s() * 1e3,
+            "bad_channels": self.engine.chain.bad_channels.reasons,
+            "not_imaged": self.imaging.not_imaged,
+            "hops": counts.hops,
+            "skipped_hops": counts.skipped,
+            "estimates": self.n_estimates,
+            "overwritten_samples": counts.overwritten,
+            "missed_deadlines": summary.missed,
+            "longest_miss_run": summary.longest_miss_run,
+            "budget_ms": self.settings.budget_ms,
+            "latency_ms": self.latency.recent(),
+            "filter_delay_ms": self.filter_delay_ms,
+            "look_ahead_ms": self.engine.aligner.look_ahead_s * 1e3,
+            "device_lag": "unknown",
+            "flags": {flag.name: n for flag, n in self.engine.chain.flag_counts.items() if n},
+            "operators_waiting": len(self._wanted),
+            "operators_failed": {_named(key): reason for key, reason in self.switch.failed.items()},
+            "files": asdict(self.files.status) if self.files is not None else None,
+            "cpu_cores": usage.cpu_cores,
+            "rss_mb": usage.rss_mb,
+        }
+
+    @property
+    def n_estimates(self) -> int:
+        """Hops that were imaged and published."""
+        return self.engine.counts.hops - self.engine.counts.skipped
+
+    def scorecard(
+        self,
+        alignment_ms: Mapping[str, float | None] | None = None,
+        le_mm: Mapping[str, float | None] | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> Scorecard:
+        """What the session did so far.
+
+        Parameters
+        ----------
+        alignment_ms : p50 and p99 against a known truth; None: the uncertainty that the clock fits give themselves
+        le_mm : median and p90 against known sources, where there are some
+        extra : further keys of the report
+        """
+        status, summary = self.status(), self.latency.summary()
+        lost = {
+            m.value: None if m not in self.receivers else int(self.engine.aligner.report()[m].counts["lost"])
+            for m in Modality
+        }
+        sd = self.engine.aligner.uncertainty_s() * 1e3 / 2
+        mean = self._load.mean()
+        lateness = summary.latency_ms["lateness"]
+        more = {
+            "alignment_source": "fit" if alignment_ms is None else "truth",
+            "budget_ms": self.settings.budget_ms,
+            "start_up_s": START_UP_S,
+            "seconds": status["running_s"],
+            "latency_by_stage_ms": summary.latency_ms,
+            "longest_miss_run": summary.longest_miss_run,
+            **{
+                k: status[k] for k in ("modalities", "streams", "bad_channels", "flags", "not_imaged", "overwritten_samples")
+            },
+            **{k: status[k] for k in ("filter_delay_ms", "look_ahead_ms", "device_lag", "files")},
+        }
+        return Scorecard(
+            solver=self.imaging.solver.method,
+            n_sources=self.imaging.head.n_sources,
+            n_channels=len(self.imaging.channels),
+            hops=self.engine.counts.hops,
+            estimates=self.n_estimates,
+            missed_deadlines=summary.missed,
+            skipped_hops=self.engine.counts.skipped,
+            lost_samples=lost,
+            alignment_ms=alignment_ms or {"p50": 0.674 * sd, "p99": 2.576 * sd},  # of a Gaussian error
+            latency_ms={key: lateness[key] for key in ("p50", "p90", "p99", "max")},
+            le_mm=le_mm,
+            cpu_cores=mean.cpu_cores,
+            rss_mb=mean.rss_mb,
+            versions=versions(liblsl_version()),
+            extra=more | dict(extra or {}),
+        )
+
+
+def _named(key: OperatorKey) -> str:
+    without = [modality.upper() for modality in key.missing] + sorted(key.bads)
+    return ", ".join(without) or "nothing"

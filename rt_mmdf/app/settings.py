@@ -14,6 +14,7 @@ from rt_mmdf.core.channels import Modality
 from rt_mmdf.core.settings import Settings
 from rt_mmdf.headmodel.noise import RegularisationSettings
 from rt_mmdf.preprocessing.settings import PreprocessingSettings
+from rt_mmdf.sinks.settings import OutputSettings
 from rt_mmdf.solvers.linear import SolverSettings
 
 
@@ -44,10 +45,6 @@ class NoiseSettings(Settings):
     file: Path | None = None
     """A noise covariance (-cov.fif), for example from `rt-mmdf calibrate`. Without it: ad hoc, by channel type."""
     regularisation: RegularisationSettings = RegularisationSettings()
-
-
-class OutputSettings(Settings):
-    """The section ``[output]``: what is published and written."""
 
 
 class SessionSettings(Settings):
