@@ -1,1 +1,1 @@
-"""Where estimates go: LSL streams, files."""
+"""Where estimates and health go: LSL streams, files, figures."""
