@@ -14,6 +14,7 @@ import hashlib
 import heapq
 import json
 import math
+import select
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -41,6 +42,7 @@ from rt_mmdf.runtime.worker import Worker
 LEAD_S = 0.3
 """From the decision to start to the first sample: every stream's first block is announced before it is due."""
 MAX_BLOCKS_AT_ONCE = 64
+LONGEST_WAIT_S = 0.05
 COUNTER_WRAP = 1 << 24
 """The counter channel counts modulo this, so that float32 carries it exactly (4.6 hours at 1 kHz)."""
 
@@ -505,12 +507,13 @@ class Replay:
                 if not told:
                     told = True
                     self.ended.ring()
-                worker.pause(0.2)
-            elif (wait := due - self._transport.clock.now()) > 0:
-                worker.pause(min(wait, 0.2))
+                due = self._transport.clock.now() + LONGEST_WAIT_S
+            if (wait := due - self._transport.clock.now()) > 0:
+                # not Worker.pause: under faketime, which is how a second clock is made on one machine, a lock with a time
+                # limit (sem_clockwait) never times out, and select does
+                select.select([], [], [], min(wait, LONGEST_WAIT_S))
 
-        worker = Worker("replay", step, on_failure)
-        return worker
+        return Worker("replay", step, on_failure)
 
     def close(self) -> None:
         """Withdraw the streams; after the worker was stopped."""
