@@ -146,8 +146,8 @@ def _cache() -> Finding:
         return Finding(
             "cache",
             Verdict.NOTE,
-            f"{folder} cannot be written ({error.strerror}): head models are computed anew each time. Set RT_MMDF_CACHE to a "
-            "folder that you may write to",
+            f"{folder} cannot be written ({error.strerror}): head models are computed anew each time. Set RT_MMDF_CACHE to "
+            "a folder that you may write to",
         )
     if free_mb < CACHE_NEEDS_MB:
         return Finding("cache", Verdict.NOTE, f"{folder}: {free_mb:.0f} MB free, {CACHE_NEEDS_MB:.0f} are advised")

@@ -1,0 +1,74 @@
+"""`rt-mmdf`: the table of contents. Each command is a module of its own, registered by one line below.
+
+Commands import what they need when they are called, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from types import FrameType
+from typing import Annotated
+
+import typer
+from rich.logging import RichHandler
+from rich.text import Text
+
+import rt_mmdf
+from rt_mmdf.cli import doctor, head, replay, streams
+from rt_mmdf.cli.console import ERR, OUT
+from rt_mmdf.core.errors import RtMmdfError
+
+PREPARE, LOOK = "Prepare", "Look around"
+
+app = typer.Typer(
+    name="rt-mmdf",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("replay", rich_help_panel=PREPARE)(replay.replay)
+app.add_typer(head.app, name="head", rich_help_panel=PREPARE)
+app.command("streams", rich_help_panel=LOOK)(streams.streams)
+app.command("doctor", rich_help_panel=LOOK)(doctor.doctor)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        OUT.print(f"rt-mmdf {rt_mmdf.__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def rt_mmdf_command(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more about what is being done.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Real-time EEG+MEG source imaging from the Lab Streaming Layer.
+
+    Every command explains itself: [bold]rt-mmdf COMMAND --help[/bold]. Research software, not a medical device.
+    """
+    handler = RichHandler(console=ERR, show_time=False, show_path=False, markup=False)
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s", handlers=[handler])
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)
+
+
+def run() -> None:
+    """Entry point: errors that a person can do something about are printed without a traceback (exit code 2), Ctrl-C ends
+    with 130 and a request to terminate with 143; whatever is open is closed on the way out."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        app()
+    except RtMmdfError as error:
+        ERR.print(Text.assemble(("Error: ", "bold red"), (str(error), "red")), soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:  # a second Ctrl-C, while the first one was being obeyed
+        sys.exit(130)

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from rt_mmdf.app import doctor
+from rt_mmdf.app.doctor import Verdict, examine, lsl_loopback
+from rt_mmdf.core.blocks import Float64
+from rt_mmdf.lsl.interface import Inlet, StreamDescription
+from rt_mmdf.lsl.memory import ManualClock, MemoryTransport
+from rt_mmdf.lsl.network import NetworkTransport
+
+
+@pytest.mark.lsl
+def test_the_real_loopback_works_and_its_time_is_told() -> None:
+    finding = lsl_loopback(NetworkTransport())
+    assert finding.verdict is Verdict.OK, finding.seen
+    assert "p99" in finding.seen
+
+
+class Deaf(MemoryTransport):
+    def resolve(self, **conditions: object) -> list[StreamDescription]:
+        return []
+
+
+class Lossy(MemoryTransport):
+    """Loses every tenth sample."""
+
+    def inlet(self, description: StreamDescription, *, buffer_s: float = 360.0) -> Inlet:
+        whole = super().inlet(description, buffer_s=buffer_s)
+        pull = whole.pull
+
+        def lossy(timeout_s: float) -> tuple[NDArray[np.generic], Float64]:
+            data, stamps = pull(timeout_s)
+            kept = data[:, 0] % 10 != 9 if len(data) else slice(None)
+            return data[kept], stamps[kept]
+
+        whole.pull = lossy  # type: ignore[method-assign]
+        return whole
+
+
+def test_the_loopback_in_memory_and_what_can_be_wrong_with_it() -> None:
+    assert lsl_loopback(MemoryTransport(ManualClock())).verdict is Verdict.OK
+    unheard = lsl_loopback(Deaf(ManualClock()))
+    assert unheard.verdict is Verdict.PROBLEM
+    assert "firewall" in unheard.seen
+    lost = lsl_loopback(Lossy(ManualClock()))
+    assert lost.verdict is Verdict.PROBLEM
+    assert lost.seen == "sample 9 was sent, nothing came back"
+
+
+def test_everything_is_examined_once() -> None:
+    findings = list(examine(MemoryTransport(ManualClock())))
+    names = [finding.what for finding in findings]
+    assert len(set(names)) == len(names)
+    assert {"versions", "machine", "LSL loopback", "cache", "faketime", "OpenGL", "GPU", "TensorRT"} <= set(names)
+    assert all(finding.seen for finding in findings)
+    assert "liblsl 1." in next(finding.seen for finding in findings if finding.what == "versions")
+
+
+def test_a_cache_that_cannot_be_written_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cache() -> doctor.Finding:
+        return next(finding for finding in examine(MemoryTransport(ManualClock())) if finding.what == "cache")
+
+    monkeypatch.setenv("RT_MMDF_CACHE", str(tmp_path / "new"))
+    assert cache().verdict is Verdict.OK
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("RT_MMDF_CACHE", str(tmp_path / "file"))
+    assert cache().verdict is Verdict.NOTE
+    assert "RT_MMDF_CACHE" in cache().seen
+
+
+def test_a_gpu_driver_is_asked_and_believed_only_when_it_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gpu() -> doctor.Finding:
+        return next(finding for finding in examine(MemoryTransport(ManualClock())) if finding.what == "GPU")
+
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert gpu().verdict is Verdict.NOTE
+    script = tmp_path / "nvidia-smi"
+    script.write_text("#!/bin/sh\necho 'Some GPU, 80 GiB, 999.1'\n")
+    script.chmod(0o755)
+    assert gpu().seen == "Some GPU, 80 GiB, 999.1"
+    script.write_text("#!/bin/sh\nexit 9\n")
+    assert gpu().verdict is Verdict.NOTE
+    assert "does not answer" in gpu().seen
