@@ -219,12 +219,12 @@ class _Leaves:
         self._room = MAX_TOTAL
 
     def read(self, node: XmlNode, path: str, depth: int = 1) -> None:
+        if len(self.by_path) >= MAX_LEAVES or self._room <= 0:
+            return
         is_branch = False
         if depth < MAX_DEPTH:
             for child in node.children():
                 is_branch = True
-                if len(self.by_path) >= MAX_LEAVES or self._room <= 0:
-                    return
                 self.read(child, f"{path}/{clean_label(child.name)}", depth + 1)
         if is_branch:
             return

@@ -155,6 +155,10 @@ class MemoryTransport:
         uid = f"memory-{next(self._network.numbers)}"
         return MemoryOutlet(self._network, replace(description, hostname=self.hostname, uid=uid), self.clock)
 
+    def describe(self, description: StreamDescription) -> StreamDescription:
+        """All that a resolved stream says of itself, channels included."""
+        return self._network.find(description).description
+
     def inlet(self, description: StreamDescription, *, buffer_s: float = 360.0) -> MemoryInlet:
         return MemoryInlet(self._network, self._network.find(description), buffer_s)
 

@@ -79,6 +79,25 @@ class NetworkTransport:
             if fitting or local_clock() >= deadline:
                 return sorted({d.uid: d for d in fitting}.values(), key=lambda d: (d.name, d.hostname, d.source_id, d.uid))
 
+    def describe(self, description: StreamDescription) -> StreamDescription:
+        """All that a resolved stream says of itself, channels included, without subscribing to it.
+
+        Raises
+        ------
+        StreamNotFound
+            It is gone.
+        StreamDescriptionError
+            Its description cannot be used.
+        """
+        info = _bound_info(description)
+        header = _header(info)
+        check_header(header.name, header.n_channels, header.sfreq)
+        inlet = StreamInlet(info)
+        try:
+            return _full_description(inlet, header, subscribe=False)
+        finally:
+            inlet._del()
+
     def outlet(self, description: StreamDescription, *, chunk_size: int = 0, buffer_s: float = 360.0) -> NetworkOutlet:
         """Publish a stream. `hostname` and `uid` of the description are ignored: liblsl fills in its own."""
         return NetworkOutlet(description, chunk_size, buffer_s)
@@ -191,21 +210,10 @@ class NetworkInlet:
         # liblsl counts hundreds of samples instead of seconds where the rate is irregular
         self._inlet = StreamInlet(info, max_buffered=max(1, math.ceil(buffer_s)))
         try:
-            self._inlet.open_stream(OPEN_TIMEOUT_S)
-            full = self._inlet.get_sinfo(OPEN_TIMEOUT_S)
-        except (TimeoutError, RuntimeError) as error:
-            self.close()
-            raise StreamNotFound(
-                f"stream {header.name!r} on {header.hostname!r}: it answered, but could not be opened within "
-                f"{OPEN_TIMEOUT_S:g} s "
-                f"({error}). Is the sending program still running, and does a firewall let TCP ports 16572 to 16604 through?"
-            ) from error
-        try:
-            channels, extra = read_description(_Node(lib.lsl_get_desc(full._obj)), header.name, header.n_channels)
-        except StreamDescriptionError:
+            self._description = _full_description(self._inlet, header, subscribe=True)
+        except Exception:
             self.close()
             raise
-        self._description = _header(full, channels, extra)
         self._pull_one = fmt2pull_sample[info._dtype]
         self._pull_many = fmt2pull_chunk[info._dtype]
         n_channels = header.n_channels
@@ -379,6 +387,20 @@ def _bound_info(description: StreamDescription) -> _BaseStreamInfo:
             "program again."
         )
     return found[0]
+
+
+def _full_description(inlet: StreamInlet, header: StreamDescription, *, subscribe: bool) -> StreamDescription:
+    try:
+        if subscribe:
+            inlet.open_stream(OPEN_TIMEOUT_S)
+        full = inlet.get_sinfo(OPEN_TIMEOUT_S)
+    except (TimeoutError, RuntimeError) as error:
+        raise StreamNotFound(
+            f"stream {header.name!r} on {header.hostname!r}: it answered, but could not be opened within {OPEN_TIMEOUT_S:g} s "
+            f"({error}). Is the sending program still running, and does a firewall let TCP ports 16572 to 16604 through?"
+        ) from error
+    channels, extra = read_description(_Node(lib.lsl_get_desc(full._obj)), header.name, header.n_channels)
+    return _header(full, channels, extra)
 
 
 def _header(
