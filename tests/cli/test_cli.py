@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
@@ -17,12 +19,15 @@ import pytest
 from typer.testing import CliRunner
 
 import rt_mmdf
+from rt_mmdf.acquisition.replay import ReplaySettings
 from rt_mmdf.app.doctor import Finding, Verdict
 from rt_mmdf.cli.main import app
 from rt_mmdf.core.errors import ConfigurationError, HeadModelError, RecordingError, SinkError
+from rt_mmdf.core.settings import load_settings, validate_settings
 from rt_mmdf.lsl.interface import ChannelDescription, StreamDescription
 from rt_mmdf.lsl.memory import ManualClock, MemoryTransport
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 COMMANDS = ["replay", "head", "streams", "doctor"]
 RUNNER = CliRunner(env={"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"})
 
@@ -287,3 +292,17 @@ def test_doctor_reports_and_fails_only_on_problems(monkeypatch: pytest.MonkeyPat
     assert [entry["verdict"] for entry in json.loads(RUNNER.invoke(app, ["doctor", "--json"]).stdout)] == ["ok", "note"]
     findings.append(Finding("LSL loopback", Verdict.PROBLEM, "firewall"))
     assert RUNNER.invoke(app, ["doctor"]).exit_code == 1
+
+
+def test_the_example_of_a_replay_is_valid_and_does_what_its_comments_say() -> None:
+    settings = load_settings(CONFIGS / "replay_two_devices.toml", ReplaySettings)
+    assert settings.loop == 6
+    assert (settings.eeg.sfreq, settings.meg.sfreq) == (500, 1000)
+    assert settings.eeg.chunk / settings.eeg.sfreq == pytest.approx(0.02)
+    assert settings.eeg.jitter_ms == 5
+    # what is commented out is valid too
+    text = (CONFIGS / "replay_two_devices.toml").read_text()
+    content = tomllib.loads(re.sub(r"^# (\w+ = )", r"\1", text, flags=re.MULTILINE))
+    assert {"duration_s", "modalities", "wait_for_consumers_s"} <= set(content)
+    assert "gaps" in content["eeg"]
+    validate_settings(content, ReplaySettings, where="example")
