@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import mne
 import pytest
 from hypothesis import settings
+
+from rt_mmdf.headmodel.head import HeadModel
 
 settings.register_profile("gate", deadline=None, derandomize=True, max_examples=50)  # the machine may be busy; no chance in the gate
 settings.load_profile("gate")
@@ -31,3 +34,25 @@ def sample_data() -> Path:
     if folder is None:
         pytest.skip("the real recording is not at hand: set RT_MMDF_SAMPLE_DATA or put shared/data/sample beside the checkout")
     return folder
+
+
+@pytest.fixture(scope="session")
+def template_head_ico3() -> HeadModel:
+    """The template head with 1284 sources, 306 MEG and 60 EEG channels; seconds at first, then from the user's cache."""
+    from rt_mmdf.headmodel.template import build_template
+
+    return build_template(spacing="ico3")
+
+
+@pytest.fixture(scope="session")
+def sample_head(sample_data: Path) -> HeadModel:
+    """The head of the real recording's subject: 2034 sources, 306 MEG and 60 EEG channels."""
+    from rt_mmdf.headmodel.subject import build_subject
+
+    info = mne.io.read_info(sample_data / "sample_audvis_few-ave.fif.gz", verbose="ERROR")
+    return build_subject(
+        info,
+        sample_data / "sample-trans.fif",
+        sample_data / "sample-oct5-src.fif",
+        sample_data / "sample-320-320-320-bem-sol.fif",
+    )

@@ -25,7 +25,7 @@ Kind = Literal["template", "subject"]
 RecipeValue = str | int | float | bool | list[Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Hemisphere:
     """The cortex of one hemisphere, millimetres in MRI (surface RAS) coordinates.
 
@@ -49,7 +49,7 @@ class Hemisphere:
     sulc: NDArray[np.float64] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class HeadModel:
     """Everything that is known about the head, ready to be imaged with.
 
@@ -67,6 +67,9 @@ class HeadModel:
     info: mne.Info
     hemispheres: tuple[Hemisphere, Hemisphere]
     recipe: Mapping[str, RecipeValue]
+
+    def __repr__(self) -> str:
+        return f"<HeadModel {self.name!r}: {self.kind}, {self.n_sources} sources, {len(self.ch_names)} channels>"
 
     @property
     def ch_names(self) -> tuple[str, ...]:
@@ -243,7 +246,9 @@ def load_head(folder: Path) -> HeadModel:
     try:
         forward = mne.read_forward_solution(folder / FORWARD_FILE, verbose="ERROR")
         info = mne.io.read_info(folder / INFO_FILE, verbose="ERROR")
-        with np.load(folder / SURFACES_FILE, allow_pickle=False) as arrays:
+        if list(forward["sol"]["row_names"]) != list(info["ch_names"]):  # FIF keeps MEG before EEG, whatever the order was
+            forward = mne.pick_channels_forward(forward, list(info["ch_names"]), ordered=True, verbose="ERROR")
+        with (folder / SURFACES_FILE).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             hemispheres = _hemispheres({key: arrays[key] for key in arrays.files})
         head = HeadModel(content["name"], content["kind"], forward, info, hemispheres, content.get("recipe", {}))
         seen = head.fingerprint

@@ -107,11 +107,22 @@ def regularised(
     ----------
     info : mne.Info
         Types of the channels, and the projectors that will be applied (`rt_mmdf.headmodel.whitener.imaging_info`).
+
+    Raises
+    ------
+    NoiseCovarianceError
+        mne refuses: signal-space separated MEG needs the same value for `mag` and `grad`.
     """
     settings = settings or RegularisationSettings()
-    return mne.cov.regularize(
-        noise_cov, info, mag=settings.mag, grad=settings.grad, eeg=settings.eeg, rank=None, verbose="ERROR"
-    )
+    # the rank that the data show (lower after signal-space separation), unless they are too short to show it
+    short = 0 < int(noise_cov["nfree"]) < ENOUGH_SAMPLES_PER_CHANNEL * len(noise_cov["names"])
+    rank = "full" if short else None
+    try:
+        return mne.cov.regularize(
+            noise_cov, info, mag=settings.mag, grad=settings.grad, eeg=settings.eeg, rank=rank, verbose="ERROR"
+        )
+    except (ValueError, RuntimeError) as error:
+        raise NoiseCovarianceError(f"noise covariance: mne cannot regularise it with {settings!r}: {error}") from error
 
 
 class NoiseCovarianceEstimator:

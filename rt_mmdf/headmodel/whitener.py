@@ -74,9 +74,15 @@ def whitener_and_colorer(
     names = [name for name in channels.names if name in set(used)]
     check_noise_cov(noise_cov, names)
     picked = imaging_info(info, names, projs)
-    matrix, ordered, rank, colorer = mne.cov.compute_whitener(
-        noise_cov, picked, pca=False, return_rank=True, return_colorer=True, verbose="ERROR"
-    )
+    try:
+        matrix, ordered, rank, colorer = mne.cov.compute_whitener(
+            noise_cov, picked, pca=False, return_rank=True, return_colorer=True, verbose="ERROR"
+        )
+    except (ValueError, RuntimeError) as error:
+        raise NoiseCovarianceError(
+            f"noise covariance: {len(picked['projs'])} projectors leave nothing of the {len(names)} used channels, or it "
+            f"does not fit them (mne: {error}). Use more channels or fewer projectors."
+        ) from error
     if rank == 0 or not np.isfinite(matrix).all():
         raise NoiseCovarianceError(
             f"noise covariance: rank {rank} on {len(names)} channels after projection; at least 1 is expected. Measure it "
