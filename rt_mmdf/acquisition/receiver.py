@@ -42,6 +42,18 @@ class Arrivals:
     n_reconnected: int = 0
 
 
+def survey(transport: Transport, settings: StreamSettings, label: str) -> tuple[StreamDescription, Channels]:
+    """What a stream is and which of its channels are imaged, without subscribing to it.
+
+    Raises
+    ------
+    StreamNotFound, StreamAmbiguous, StreamDescriptionError, ConfigurationError
+        See `select_stream` and `interpret`.
+    """
+    description = transport.describe(select_stream(transport, settings, label))
+    return description, interpret(description, settings, label).imaged.channels
+
+
 class Receiver:
     """Listens to one stream of sensors; subscribed and ready once built.
 

@@ -305,7 +305,7 @@ class Aligner:
         """The next hop, if it is complete or a modality is given up for it at LSL time `now`."""
         for lane in self._lanes:
             lane.advance()
-        if np.isnan(self.origin) and not self._begin():
+        if np.isnan(self.origin) and not self._begin(now):
             return None
         grid = self._next_hop * self.hop + np.arange(self.hop)
         if self.settings.grid == "samples":
@@ -323,19 +323,21 @@ class Aligner:
         self._next_hop += 1
         return hop
 
-    def _begin(self) -> bool:
+    def _begin(self, now: float) -> bool:
+        """Set the origin: where all streams have begun, but not in the past, for what came before the clocks were known."""
         if not all(lane.mapped for lane in self._lanes):
             return False
+        recent = now - self.settings.late_ms * 1e-3
         if self.settings.grid == "samples":
             # sample by sample: those whose times agree to half a sample are one grid sample
             reference = self._lanes[-1]
             starts = [lane.map.time_at(lane.base) for lane in self._lanes]
-            begin = max(starts)
+            begin = max(*starts, recent)
             for lane in self._lanes:
                 lane.shift = round(float(lane.map.indices_at(np.array([begin]))[0]))
             self.origin = reference.map.time_at(reference.shift)
             return True
-        begin = max(lane.map.time_at(lane.base + lane.n_past) for lane in self._lanes)
+        begin = max(recent, *(lane.map.time_at(lane.base + lane.n_past) for lane in self._lanes))
         self.origin = float(np.ceil(begin * self.sfreq) / self.sfreq)
         return True
 

@@ -21,15 +21,15 @@ from typing import Any
 from threadpoolctl import threadpool_limits
 
 from rt_mmdf.acquisition.clockwatch import ClockWatch
-from rt_mmdf.acquisition.receiver import Receiver
+from rt_mmdf.acquisition.receiver import Receiver, survey
 from rt_mmdf.app.engine import Engine
 from rt_mmdf.app.imaging import Imaging, Progress
 from rt_mmdf.app.scorecard import Scorecard, versions
 from rt_mmdf.app.settings import SessionSettings
 from rt_mmdf.core.blocks import SourceEstimate
-from rt_mmdf.core.channels import Modality
+from rt_mmdf.core.channels import Channels, Modality
 from rt_mmdf.core.errors import RtMmdfError, StreamError
-from rt_mmdf.lsl.interface import Transport
+from rt_mmdf.lsl.interface import StreamDescription, Transport
 from rt_mmdf.lsl.library import liblsl_version
 from rt_mmdf.preprocessing.whitening import OperatorKey, OperatorSwitch
 from rt_mmdf.runtime.mailbox import Mailbox, NewestValue, Signal
@@ -89,20 +89,12 @@ class Session:
         try:
             # one thread for each product: two cores are shared with the receivers, and a second BLAS thread only waits
             self._resources.enter_context(threadpool_limits(1, "blas"))
-            self.receivers: dict[Modality, Receiver] = {}
-            for modality in (m for m in Modality if m in settings.acquisition):
-                report(f"looking for the {modality.upper()} stream", 0.0)
-                receiver = Receiver(transport, settings.acquisition[modality], modality.value, self._wake)
-                self._resources.callback(receiver.close)
-                self.receivers[modality] = receiver
-            self._check_modalities()
-            self.watch = ClockWatch(
-                transport,
-                {r.label: (lambda r=r: r.description) for r in self.receivers.values()},  # type: ignore[misc]
-            )
-            self._resources.callback(self.watch.close)
+            modalities = [m for m in Modality if m in settings.acquisition]
+            report("looking for the streams", 0.0)
+            found = {m: survey(transport, settings.acquisition[m], m.value) for m in modalities}
+            self._check_modalities(found)
             report("preparing the head", 0.1)
-            streaming, *others = (receiver.channels for receiver in self.receivers.values())
+            streaming, *others = (channels for _, channels in found.values())
             for channels in others:
                 streaming = streaming + channels
             self.imaging = Imaging.prepare(settings, streaming, progress)
@@ -110,6 +102,17 @@ class Session:
             self.switch = OperatorSwitch(self._wanted.put)
             first = self.imaging.full_key()
             self.switch.offer(first, self.imaging.build(first))
+            report("subscribing", 0.8)  # last, so that nothing waits in buffers meanwhile
+            self.receivers: dict[Modality, Receiver] = {}
+            for modality in modalities:
+                receiver = Receiver(transport, settings.acquisition[modality], modality.value, self._wake)
+                self._resources.callback(receiver.close)
+                self.receivers[modality] = receiver
+            self.watch = ClockWatch(
+                transport,
+                {r.label: (lambda r=r: r.description) for r in self.receivers.values()},  # type: ignore[misc]
+            )
+            self._resources.callback(self.watch.close)
             self.engine = Engine(
                 settings, self.receivers, self.watch, self.imaging, self.switch, self._clock, keep_map=keep_map
             )
@@ -128,17 +131,17 @@ class Session:
         self._started = math.nan
         self._first_estimate = math.nan
 
-    def _check_modalities(self) -> None:
-        for modality, receiver in self.receivers.items():
-            if modality not in receiver.channels.modalities:
-                seen = ", ".join(sorted(set(receiver.channels.types))) or "none that can be imaged"
+    def _check_modalities(self, found: Mapping[Modality, tuple[StreamDescription, Channels]]) -> None:
+        for modality, (stream, channels) in found.items():
+            if modality not in channels.modalities:
+                seen = ", ".join(sorted(set(channels.types))) or "none that can be imaged"
                 raise StreamError(
-                    f"acquisition.{modality}: stream {receiver.description.name!r} has no {modality.upper()} channels (types "
-                    f"seen: {seen}). Choose another stream, or give the channels' types under "
+                    f"acquisition.{modality}: stream {stream.name!r} has no {modality.upper()} channels "
+                    f"(types seen: {seen}). Choose another stream, or give the channels' types under "
                     f"[acquisition.{modality}.types]."
                 )
-        if len(self.receivers) == 1:
-            (only,) = self.receivers
+        if len(found) == 1:
+            (only,) = found
             logger.warning("imaging from %s alone: the other modality is not configured", only.upper())
 
     def _open_outlets(self) -> EstimateOutlets:

@@ -5,8 +5,8 @@ directly:
 
 - ``resolve_streams`` takes streams of the same name and source id on two machines for one, and stops at the first answer,
   so that ambiguity cannot be seen; here every outlet that answers is one stream, told apart by its uid.
-- ``push_sample`` unpacks an array value by value (0.8 ms for 5124 channels, here 0.02 ms), ``push_chunk`` warns about single samples
-  and needs a writable array.
+- ``push_sample`` unpacks an array value by value (0.8 ms for 5124 channels, here 0.02 ms), ``push_chunk`` warns about single
+  samples and needs a writable array.
 - strings that are not UTF-8 raise inside its pull and leave the sample half read.
 - ``time_correction`` hides the round trip that liblsl's ``lsl_time_correction_ex`` tells.
 """
@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 from mne_lsl.lsl import StreamInfo, StreamInlet, StreamOutlet, local_clock
+from mne_lsl.lsl._utils import handle_error
 from mne_lsl.lsl.constants import fmt2pull_chunk, fmt2pull_sample, fmt2push_chunk_n, fmt2push_sample
 from mne_lsl.lsl.load_liblsl import lib
 from mne_lsl.lsl.stream_info import _BaseStreamInfo
@@ -390,15 +391,20 @@ def _bound_info(description: StreamDescription) -> _BaseStreamInfo:
 
 
 def _full_description(inlet: StreamInlet, header: StreamDescription, *, subscribe: bool) -> StreamDescription:
+    error = ctypes.c_int()
     try:
         if subscribe:
             inlet.open_stream(OPEN_TIMEOUT_S)
-        full = inlet.get_sinfo(OPEN_TIMEOUT_S)
-    except (TimeoutError, RuntimeError) as error:
+        # mne-lsl's get_sinfo insists on an open stream; liblsl does not
+        handle = lib.lsl_get_fullinfo(inlet._obj, ctypes.c_double(OPEN_TIMEOUT_S), ctypes.byref(error))
+        handle_error(error)
+        full = _BaseStreamInfo(handle)
+    except (TimeoutError, RuntimeError) as failure:
         raise StreamNotFound(
-            f"stream {header.name!r} on {header.hostname!r}: it answered, but could not be opened within {OPEN_TIMEOUT_S:g} s "
-            f"({error}). Is the sending program still running, and does a firewall let TCP ports 16572 to 16604 through?"
-        ) from error
+            f"stream {header.name!r} on {header.hostname!r}: it answered, but could not be opened within "
+            f"{OPEN_TIMEOUT_S:g} s ({failure}). Is the sending program still running, and does a firewall let TCP ports "
+            "16572 to 16604 through?"
+        ) from failure
     channels, extra = read_description(_Node(lib.lsl_get_desc(full._obj)), header.name, header.n_channels)
     return _header(full, channels, extra)
 

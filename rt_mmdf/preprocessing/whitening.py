@@ -141,11 +141,12 @@ class Whitening:
             self._keys = {}
         runs = []
         for run in runs_by_availability(block.flags):
-            prepared, wanted = self._switch.select(self._key(block, run.missing))
             flags = block.flags[run.start : run.stop]
+            nothing = self._rows.keys() <= run.missing
+            prepared, wanted = (None, True) if nothing else self._switch.select(self._key(block, run.missing))
             if prepared is None:
                 data = np.full((len(block.channels), run.stop - run.start), np.nan, dtype=np.float32)
-                flags = flags | np.uint32(Flag.OPERATOR_PENDING | Flag.INVALID)
+                flags = flags | np.uint32(Flag.INVALID if nothing else Flag.OPERATOR_PENDING | Flag.INVALID)
                 runs.append(WhitenedRun(run.start, run.stop, None, data, flags))
                 continue
             if not wanted:

@@ -64,7 +64,9 @@ class LinearSolver:
                 "linear solver: the kernel holds NaN or infinity; the leadfield or the noise covariance is wrong."
             )
         self._n_orientations, self._n_sources, self.n_channels = kernel.shape
-        self._matrix = np.ascontiguousarray(kernel.reshape(-1, self.n_channels), dtype=np.float32)
+        # transposed: samples by channels times this is 1.09 ms for 10 samples of 366 channels and 5124 sources, the other way
+        # round 1.45 ms (OpenBLAS packs the large factor), and an outlet wants samples by sources
+        self._matrix = np.ascontiguousarray(kernel.reshape(-1, self.n_channels).T, dtype=np.float32)
         self._unit = unit
 
     @property
@@ -79,20 +81,18 @@ class LinearSolver:
     @property
     def kernel(self) -> Float32:
         """(n_orientations, n_sources, n_channels), what is multiplied with whitened sensors."""
-        return self._matrix.reshape(self._n_orientations, self._n_sources, self.n_channels)
+        return self._matrix.T.reshape(self._n_orientations, self._n_sources, self.n_channels)
 
     def __call__(self, window: Float32, n_new: int) -> Float32:
         """Image the newest samples of a window; see `rt_mmdf.solvers.interface.Solver`."""
-        # a view with unit stride along time: BLAS takes it without a copy
-        product: Float32 = self._matrix @ window[:, window.shape[1] - n_new :]
+        product: Float32 = window[:, window.shape[1] - n_new :].T @ self._matrix
         if self._n_orientations == 1:
-            return product
-        components = product.reshape(self._n_orientations, self._n_sources, n_new)
+            return product.T
+        components = product.reshape(n_new, self._n_orientations, self._n_sources)
         np.square(components, out=components)
-        pooled: Float32 = components[0]
-        pooled += components[1]
-        pooled += components[2]
-        return np.sqrt(pooled, out=pooled)
+        pooled: Float32 = components[:, 0] + components[:, 1]
+        pooled += components[:, 2]
+        return np.sqrt(pooled, out=pooled).T
 
 
 def sensor_kernel(
