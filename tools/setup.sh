@@ -54,11 +54,12 @@ set_up() {
     echo "Installing rt_mmdf${extra:+ with its [$extra] tools} and locked versions of its libraries into .venv;" \
         "the first time takes some minutes ..."
     rm -f "$STAMP"
-    "$VENV/bin/python" -m pip install -qq --disable-pip-version-check --no-input \
-        -c "$ROOT/tools/constraints.txt" -e "$ROOT${extra:+[$extra]}" || {
+    # the build backend first, locked too: building without isolation needs no network when only pyproject.toml changed
+    local pip=("$VENV/bin/python" -m pip install -qq --disable-pip-version-check --no-input -c "$ROOT/tools/constraints.txt")
+    if ! "${pip[@]}" hatchling || ! "${pip[@]}" --no-build-isolation -e "$ROOT${extra:+[$extra]}"; then
         echo "The installation into .venv did not succeed; the reason is above. It goes on from there at the next start." >&2
         return 1
-    }
+    fi
     # every extra contains the bare project
     printf '%s\n' "$wanted" extra: "extra:$extra" > "$STAMP"
     echo "Done: $("$VENV/bin/python" -m pip --disable-pip-version-check list 2>/dev/null | tail -n +3 | wc -l) packages."
