@@ -72,6 +72,10 @@ class Channels:
             raise StreamDescriptionError(
                 f"channels: {len(self.names)} names but {len(self.types)} types; one type per name is expected"
             )
+        if self.positions is not None and self.positions.shape != (len(self.names), 3):
+            raise StreamDescriptionError(
+                f"channels: positions of shape {self.positions.shape}; ({len(self.names)}, 3) is expected, NaN where unknown"
+            )
         if len(set(self.names)) != len(self.names):
             twice = sorted({name for name in self.names if self.names.count(name) > 1})
             raise StreamDescriptionError(

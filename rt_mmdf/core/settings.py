@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rt_mmdf.core.errors import ConfigurationError
 
+MAX_SEEN = 120  # characters of a wrong value that a message repeats
+
 
 class Settings(BaseModel):
     """Frozen settings; a key that is not known is an error, not ignored."""
@@ -55,7 +57,9 @@ def _explain(detail: Any, kind: type[BaseModel]) -> str:
         return f"{location}: unknown key. Known here: {known}."
     if detail["type"] == "missing":
         return f"{location}: missing, and there is no default."
-    return f"{location}: {detail['msg']} (seen: {detail['input']!r})."
+    seen = repr(detail["input"])
+    seen = seen if len(seen) <= MAX_SEEN else f"{seen[:MAX_SEEN]}..."
+    return f"{location}: {detail['msg'].removeprefix('Value error, ')} (seen: {seen})."
 
 
 def _known_keys(kind: type[BaseModel], path: tuple[Any, ...]) -> list[str]:

@@ -21,7 +21,8 @@ class Signal:
     def wait(self, timeout_s: float) -> bool:
         """Wait for a ring since the last wait; False after the time limit."""
         rung = self._event.wait(timeout_s)
-        self._event.clear()
+        if rung:  # after the time limit a ring may just have come: it is for the next wait
+            self._event.clear()
         return rung
 
 
@@ -32,6 +33,8 @@ class Mailbox(Generic[T]):
     """
 
     def __init__(self, capacity: int, signal: Signal | None = None) -> None:
+        if capacity < 1:
+            raise ValueError(f"mailbox of {capacity} values: at least 1 is expected")
         self._values: deque[T] = deque()
         self._capacity = capacity
         self._ready = threading.Condition()

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rt_mmdf.runtime.mailbox import Mailbox, NewestValue, Signal
+
+
+@given(capacity=st.integers(1, 6), steps=st.lists(st.sampled_from(["put", "take", "take_all"]), max_size=40))
+def test_first_in_first_out_and_what_does_not_fit_pushes_out_the_oldest(capacity: int, steps: list[str]) -> None:
+    mailbox: Mailbox[int] = Mailbox(capacity)
+    model: list[int] = []
+    dropped = 0
+    for number, step in enumerate(steps):
+        if step == "put":
+            mailbox.put(number)
+            model.append(number)
+            dropped += len(model) > capacity
+            model = model[-capacity:]
+        elif step == "take":
+            assert mailbox.take(0.0) == (model.pop(0) if model else None)
+        else:
+            assert mailbox.take_all() == model
+            model = []
+        assert len(mailbox) == len(model)
+        assert mailbox.n_dropped == dropped
+
+
+def test_nothing_is_lost_or_doubled_between_threads() -> None:
+    mailbox: Mailbox[int] = Mailbox(10_000)
+    with ThreadPoolExecutor(3) as pool:
+        for start in (0, 1000):
+            pool.submit(lambda start=start: [mailbox.put(start + i) for i in range(1000)])
+        taker = pool.submit(lambda: [mailbox.take(10.0) for _ in range(2000)])
+        taken = taker.result(30.0)
+    assert sorted(taken) == list(range(2000))
+    assert [v for v in taken if v < 1000] == list(range(1000))  # order of each sender is kept
+    assert mailbox.n_dropped == 0
+
+
+def test_a_waiting_reader_is_woken_by_a_put() -> None:
+    mailbox: Mailbox[str] = Mailbox(1)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(mailbox.take, 20.0)
+        mailbox.put("here")
+        assert waiting.result(10.0) == "here"
+    assert mailbox.take(0.001) is None
+
+
+def test_a_put_rings_the_signal_once_for_each_wait() -> None:
+    signal = Signal()
+    mailbox: Mailbox[int] = Mailbox(3, signal)
+    assert not signal.wait(0.0)
+    mailbox.put(1)
+    mailbox.put(2)
+    assert signal.wait(0.0)
+    assert not signal.wait(0.0)
+
+
+def test_a_ring_at_the_very_end_of_a_wait_is_kept_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    signal = Signal()
+    real = threading.Event.wait
+
+    def late(event: threading.Event, timeout: float | None = None) -> bool:
+        rung = real(event, timeout)
+        signal.ring()  # comes after the wait has given up, before it returns
+        return rung
+
+    monkeypatch.setattr(threading.Event, "wait", late)
+    assert not signal.wait(0.0)
+    monkeypatch.undo()
+    assert signal.wait(0.0)
+
+
+def test_a_mailbox_for_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        Mailbox(0)
+
+
+def test_the_newest_value_is_the_last_one_put() -> None:
+    cell: NewestValue[int] = NewestValue()
+    assert cell.get() is None
+    cell.put(1)
+    cell.put(2)
+    assert (cell.get(), cell.get()) == (2, 2)
