@@ -16,11 +16,11 @@ from rich.logging import RichHandler
 from rich.text import Text
 
 import rt_mmdf
-from rt_mmdf.cli import doctor, head, replay, streams
+from rt_mmdf.cli import demo, doctor, head, replay, streams
 from rt_mmdf.cli.console import ERR, OUT
 from rt_mmdf.core.errors import RtMmdfError
 
-PREPARE, LOOK = "Prepare", "Look around"
+IMAGE, PREPARE, LOOK = "Image", "Prepare", "Look around"
 
 app = typer.Typer(
     name="rt-mmdf",
@@ -30,6 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command("demo", rich_help_panel=IMAGE)(demo.demo)
 app.command("replay", rich_help_panel=PREPARE)(replay.replay)
 app.add_typer(head.app, name="head", rich_help_panel=PREPARE)
 app.command("streams", rich_help_panel=LOOK)(streams.streams)

@@ -1,0 +1,87 @@
+"""The live status of a session in a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from rt_mmdf.cli.console import ERR
+
+
+@contextmanager
+def live_status() -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A table on standard error that is drawn anew with each status; without a terminal, a line every 5 s."""
+    if not ERR.is_terminal:
+        printed = [float("-inf")]
+
+        def line(status: dict[str, Any]) -> None:
+            if status["running_s"] - printed[0] >= 5.0:
+                printed[0] = status["running_s"]
+                ERR.print(one_line(status), highlight=False, soft_wrap=True)
+
+        yield line
+        return
+    with Live(console=ERR, refresh_per_second=4, transient=True) as live:
+        yield lambda status: live.update(status_table(status))
+
+
+def one_line(status: dict[str, Any]) -> str:
+    """The most important figures of a status."""
+    latency = status["latency_ms"]["lateness"]
+    parts = [f"{status['running_s']:.0f} s", f"{status['estimates']} hops imaged", f"{status['skipped_hops']} skipped"]
+    if latency["p50"] == latency["p50"]:
+        parts.append(f"latency p50 {latency['p50']:.1f} p99 {latency['p99']:.1f} ms, {status['missed_deadlines']} late")
+    parts.append(f"alignment ±{status['alignment_uncertainty_ms']:.2f} ms")
+    lost = ", ".join(
+        f"{name} {stream['counts']['lost']}" for name, stream in status["streams"].items() if "counts" in stream
+    )
+    parts.append(f"lost: {lost}")
+    return "; ".join(parts)
+
+
+def status_table(status: dict[str, Any]) -> Group:
+    """Everything a person at the acquisition wants to know now."""
+    streams = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("stream", "name", "rate", "age", "offset", "drift", "time known to", "lost", "gaps", "missing"):
+        streams.add_column(title, justify="left" if title in ("stream", "name") else "right", no_wrap=True)
+    for modality, stream in status["streams"].items():
+        counts = stream.get("counts", {})
+        streams.add_row(
+            Text(modality.upper(), style="bold"),
+            Text(str(stream["name"])),
+            f"{stream['sfreq']:g} Hz",
+            _warn(stream["age_s"] * 1e3, 250, "{:.0f} ms"),
+            f"{stream.get('offset', float('nan')) * 1e3:.3f} ms",
+            f"{stream.get('drift_ppm', float('nan')) + stream.get('rate_error_ppm', float('nan')):+.1f} ppm",
+            f"±{stream.get('uncertainty_ms', float('nan')):.3f} ms",
+            _warn(counts.get("lost", 0), 0.5, "{:.0f}"),
+            _warn(counts.get("gaps", 0), 0.5, "{:.0f}"),
+            _warn(stream.get("missing", 0), 0.5, "{:.0f}"),
+        )
+    figures = Table(box=None, pad_edge=False, show_header=False)
+    figures.add_column(style="bold", no_wrap=True)
+    figures.add_column()
+    latency = status["latency_ms"]["lateness"]
+    figures.add_row("imaged", f"{status['solver']}, {status['n_channels']} channels to {status['n_sources']} sources")
+    figures.add_row("time", f"{status['running_s']:.0f} s, {status['estimates']} of {status['hops']} hops")
+    late = Text.assemble(_warn(status["missed_deadlines"], 0.5, "{:.0f}"), f" later than {status['budget_ms']:g} ms")
+    figures.add_row(
+        "latency", Text.assemble(f"p50 {latency['p50']:.1f}, p99 {latency['p99']:.1f}, max {latency['max']:.1f} ms; ", late)
+    )
+    physics = f"{status['look_ahead_ms']:.0f} ms look-ahead, {status['filter_delay_ms']:.0f} ms filter, device lag unknown"
+    figures.add_row("physics adds", physics)
+    bads = ", ".join(f"{name} ({reason})" for name, reason in list(status["bad_channels"].items())[:6]) or "none"
+    figures.add_row("bad channels", Text(bads))
+    figures.add_row("flags", Text(", ".join(f"{name} {n}" for name, n in status["flags"].items()) or "none"))
+    figures.add_row("load", f"{status['cpu_cores']:.2f} cores, {status['rss_mb']:.0f} MB")
+    return Group(streams, Text(""), figures)
+
+
+def _warn(value: float, limit: float, form: str) -> Text:
+    return Text(form.format(value), style="bold red" if value > limit else "green")
