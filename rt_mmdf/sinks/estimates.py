@@ -72,7 +72,7 @@ class EstimateOutlets:
         self._clock = transport.clock
         self._reducer = Reducer(sources.n_sources, settings.decimation, settings.reduction)
         self._settings = settings
-        self._positions = np.ascontiguousarray(sources.positions_mm, dtype=np.float32)
+        self._positions = np.ascontiguousarray(sources.positions_mm, dtype=np.float64)
         self.streams = describe_streams(name, sources, description, settings)
         self._open = ExitStack()
         try:
@@ -125,17 +125,18 @@ class EstimateOutlets:
         return summary.reshape(1, -1)
 
 
-def strongest(values: Float32, positions_mm: Float32 | Float64, n: int, apart_mm: float) -> NDArray[np.intp]:
+def strongest(values: Float32, positions_mm: Float64, n: int, apart_mm: float) -> NDArray[np.intp]:
     """At most `n` sources of largest magnitude, strongest first, no two of them nearer to each other than `apart_mm`."""
     magnitude = np.abs(values)
+    squared = np.einsum("ij,ij->i", positions_mm, positions_mm)
     found: list[int] = []
     while len(found) < n:
         best = int(np.argmax(magnitude))
         if magnitude[best] < 0:
             break
         found.append(best)
-        apart = positions_mm - positions_mm[best]
-        magnitude[np.einsum("ij,ij->i", apart, apart) < apart_mm**2] = -1
+        apart = squared + squared[best] - 2 * (positions_mm @ positions_mm[best])
+        magnitude[apart < apart_mm**2] = -1
         magnitude[best] = -1
     return np.array(found, dtype=np.intp)
 
