@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -134,7 +135,13 @@ def _read_xdf(path: Path) -> Recording:
         raise RecordingError(
             f'recording {path}: reading XDF needs pyxdf. Install it: pip install "rt-mmdf[recordings]".'
         ) from error
-    streams, _ = reading(path.name, lambda: pyxdf.load_xdf(str(path), dejitter_timestamps=True, verbose=False))
+
+    def load() -> Any:
+        # opened here: pyxdf leaves a file that is none of its kind open
+        with gzip.open(path) if path.suffix.lower() == ".xdfz" else path.open("rb") as file:
+            return pyxdf.load_xdf(file, dejitter_timestamps=True, verbose=False)[0]
+
+    streams = reading(path.name, load)
     sensors: dict[Modality, tuple[Any, Any]] = {}
     markers: list[tuple[float, str]] = []
     for stream in streams:

@@ -231,9 +231,7 @@ class _SensorStream:
         self.rate = sfreq * (1 + own.drift_ppm * 1e-6)
         self._rng = np.random.default_rng([settings.seed, list(Modality).index(modality)])
         self._counter = settings.counter
-        self._gaps = sorted(
-            (math.ceil(start * self.rate), math.ceil((start + length) * self.rate)) for start, length in own.gaps
-        )
+        self._gaps = _sample_gaps(own.gaps, self.rate)
         self._next = 0
         self._due = math.nan
         self.ends = math.nan
@@ -540,6 +538,18 @@ def _loop_lengths(length_s: float, rates: dict[Modality, float]) -> dict[Modalit
     if periods < 1:  # shorter than one common period of the two rates: they meet nowhere but at the start
         return whole
     return {a: periods * ratio.denominator, b: periods * ratio.numerator}
+
+
+def _sample_gaps(gaps: tuple[tuple[float, float], ...], rate: float) -> list[tuple[int, int]]:
+    """First and one-past-last sample numbers of each hole, in order, those that touch made one."""
+    merged: list[tuple[int, int]] = []
+    for start, length in sorted(gaps):
+        first, stop = math.ceil(start * rate), math.ceil((start + length) * rate)
+        if merged and first <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(stop, merged[-1][1]))
+        else:
+            merged.append((first, stop))
+    return merged
 
 
 def _check_memory(recording: Recording, settings: ReplaySettings, lengths: dict[Modality, int]) -> None:

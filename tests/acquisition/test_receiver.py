@@ -1,0 +1,212 @@
+"""Selection, receivers, markers and the clock watch, over memory; one round over the network."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rt_mmdf.acquisition.clockwatch import ClockWatch
+from rt_mmdf.acquisition.receiver import Marker, MarkerReceiver, Receiver
+from rt_mmdf.acquisition.selection import select_stream
+from rt_mmdf.acquisition.settings import StreamSettings
+from rt_mmdf.core.errors import StreamAmbiguous, StreamDescriptionError, StreamError, StreamNotFound
+from rt_mmdf.lsl.interface import ChannelDescription, StreamDescription
+from rt_mmdf.lsl.memory import ManualClock, MemoryTransport
+from rt_mmdf.lsl.network import NetworkTransport
+from rt_mmdf.runtime.mailbox import Signal
+
+CHANNELS = (
+    ChannelDescription("Fz", "EEG", "uV", (0.0, 0.08, 0.04)),
+    ChannelDescription("EOG", "EOG", "uV"),
+    ChannelDescription("Cz", "EEG", "mV"),
+)
+AMP = StreamDescription("amp", "EEG", "id", 100.0, "float64", CHANNELS, {})
+SETTINGS = StreamSettings(name="amp", resolve_timeout_s=0.1)
+
+
+def test_no_stream_says_what_is_on_offer() -> None:
+    transport = MemoryTransport()
+    with pytest.raises(StreamNotFound, match="nothing at all"):
+        select_stream(transport, SETTINGS, "eeg")
+    transport.outlet(replace(AMP, name="other"))
+    with pytest.raises(
+        StreamNotFound, match=r"acquisition\.eeg: no stream with name 'amp'[\s\S]*'other', type 'EEG', 3 channels"
+    ):
+        select_stream(transport, SETTINGS, "eeg")
+
+
+def test_two_streams_are_told_apart_by_source_id_or_host() -> None:
+    here = MemoryTransport()
+    here.outlet(AMP)
+    here.machine("lab-2").outlet(replace(AMP, source_id="id2"))
+    with pytest.raises(
+        StreamAmbiguous, match=r"2 streams[\s\S]*'id'[\s\S]*'lab-2'[\s\S]*source_id or hostname under \[acquisition\.eeg\]"
+    ):
+        select_stream(here, SETTINGS, "eeg")
+    assert select_stream(here, SETTINGS.model_copy(update={"source_id": "id"}), "eeg").hostname == "here"
+    assert select_stream(here, SETTINGS.model_copy(update={"hostname": "lab-2"}), "eeg").source_id == "id2"
+
+
+@given(cuts=st.lists(st.integers(0, 60), max_size=8), pulls=st.lists(st.booleans(), min_size=10, max_size=10))
+def test_what_is_received_does_not_depend_on_how_it_was_sent(cuts: list[int], pulls: list[bool]) -> None:
+    transport = MemoryTransport()
+    outlet = transport.outlet(AMP)
+    data = np.random.default_rng(3).standard_normal((60, 3))
+    stamps = 50.0 + np.arange(60) / 100
+    signal = Signal()
+    with Receiver(transport, SETTINGS, "eeg", signal) as receiver:
+        edges = [0, *sorted(cuts), 60]
+        for start, stop, pull in zip(edges[:-1], edges[1:], pulls, strict=False):
+            outlet.push(data[start:stop], stamps[start:stop])
+            if pull:
+                receiver.step()
+        receiver.step()
+        assert signal.wait(0.0)
+        block, others = receiver.ring.read(), receiver.others.read() if receiver.others else None
+    assert block is not None
+    assert others is not None
+    np.testing.assert_array_equal(block.data, (data[:, [0, 2]] * [1e-6, 1e-3]).astype(np.float32).T)
+    np.testing.assert_array_equal(others.data, (data[:, [1]] * 1e-6).astype(np.float32).T)
+    np.testing.assert_array_equal(block.stamps, stamps)
+    assert (block.first, block.lost) == (others.first, others.lost) == (0, 0)
+
+
+def test_counters() -> None:
+    transport = MemoryTransport()
+    assert isinstance(transport.clock, ManualClock)
+    outlet = transport.outlet(AMP)
+    receiver = Receiver(transport, SETTINGS, "eeg")
+    receiver.step()
+    assert receiver.arrivals.n_received == 0
+    assert np.isnan(receiver.arrivals.last_received)
+    data = np.zeros((7, 3))
+    data[2, 0], data[3, 2], data[4, 1] = np.nan, np.inf, np.nan  # the last one is not imaged
+    outlet.push(data, np.arange(1.0, 8.0))
+    transport.clock.advance(1.5)
+    receiver.step()
+    outlet.push(data[:1], 8.0)
+    receiver.step()
+    arrivals = receiver.arrivals
+    assert (arrivals.n_received, arrivals.n_nonfinite) == (8, 2)
+    assert (arrivals.newest_chunk, arrivals.largest_chunk) == (1, 7)
+    assert arrivals.last_received == transport.clock.now()
+    assert receiver.channels.names == ("Fz", "Cz")
+    assert receiver.channels.positions is not None
+    np.testing.assert_allclose(receiver.channels.positions[0], (0.0, 0.08, 0.04))
+
+
+class Unrecoverable(MemoryTransport):
+    """As the network is without source ids: a pull from an outlet that is gone raises."""
+
+    def inlet(self, description: StreamDescription, *, buffer_s: float = 360.0) -> Any:
+        inlet = super().inlet(description, buffer_s=buffer_s)
+        pull = inlet.pull
+
+        def pull_or_raise(timeout_s: float) -> Any:
+            if inlet.source.closed:
+                raise StreamError("gone")
+            return pull(timeout_s)
+
+        inlet.pull = pull_or_raise  # type: ignore[method-assign]
+        return inlet
+
+
+def test_a_stream_without_source_id_is_found_again() -> None:
+    transport = Unrecoverable()
+    nameless = replace(AMP, source_id="")
+    outlet = transport.outlet(nameless)
+    receiver = Receiver(transport, SETTINGS, "eeg")
+    before = receiver.description.uid
+    outlet.close()
+    for _ in range(5):
+        receiver.step()
+    successor = transport.outlet(nameless)
+    receiver.step()
+    successor.push(np.ones((2, 3)), np.array([1.0, 2.0]))
+    receiver.step()
+    assert receiver.arrivals.n_received == 2
+    assert receiver.arrivals.n_reconnected == 1
+    assert receiver.description.uid != before
+
+
+def test_a_stream_that_comes_back_different_ends_the_receiver() -> None:
+    transport = Unrecoverable()
+    outlet = transport.outlet(replace(AMP, source_id=""))
+    receiver = Receiver(transport, SETTINGS, "eeg")
+    outlet.close()
+    receiver.step()
+    transport.outlet(replace(AMP, source_id="", sfreq=250.0))
+    with pytest.raises(StreamDescriptionError, match="came back with 3 channels at 250 Hz"):
+        receiver.step()
+
+
+def test_a_description_that_cannot_be_used_leaves_nothing_open() -> None:
+    transport = MemoryTransport()
+    outlet = transport.outlet(replace(AMP, channels=(ChannelDescription("a", "EEG", ""),)))
+    with pytest.raises(StreamDescriptionError):
+        Receiver(transport, SETTINGS, "eeg")
+    assert not outlet.has_consumers()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "sent", "texts"), [("string", ["go", "stop"], ["go", "stop"]), ("int32", [[3], [4]], ["3", "4"])]
+)
+def test_markers(dtype: str, sent: Any, texts: list[str]) -> None:
+    transport = MemoryTransport()
+    outlet = transport.outlet(StreamDescription("m", "Markers", "", 0.0, dtype, (ChannelDescription("m"),), {}))
+    receiver = MarkerReceiver(transport, StreamSettings(type="Markers"), "markers")
+    outlet.push(sent, np.array([1.5, 2.5]))
+    receiver.step()
+    now = transport.clock.now()
+    assert receiver.events.take_all() == [Marker(1.5, texts[0], now), Marker(2.5, texts[1], now)]
+
+
+def test_the_clock_watch_hands_on_each_measurement_once_and_follows_a_new_outlet() -> None:
+    transport = MemoryTransport()
+    assert isinstance(transport.clock, ManualClock)
+    amplifier = transport.machine("amp-pc", offset_s=100.0)
+    outlet = amplifier.outlet(AMP)
+    present = [transport.resolve(name="amp")[0]]
+    watch = ClockWatch(transport, {"eeg": lambda: present[0]})
+    watch.step()
+    watch.step()  # the clock stands still: nothing new was measured
+    (first,) = watch.offsets["eeg"].take_all()
+    assert first.offset == pytest.approx(-100.0)
+    outlet.close()
+    transport.clock.advance(1.0)
+    watch.step()
+    assert watch.offsets["eeg"].take_all() == []
+    transport.machine("spare-pc", offset_s=7.0).outlet(replace(AMP, source_id="spare"))
+    present[0] = transport.resolve(name="amp")[0]
+    watch.step()
+    (second,) = watch.offsets["eeg"].take_all()
+    assert second.offset == pytest.approx(-7.0)
+    watch.close()
+
+
+@pytest.mark.lsl
+def test_receivers_and_clock_watch_over_the_network() -> None:
+    transport, name, signal = NetworkTransport(), f"amp-{uuid4().hex}", Signal()
+    outlet = transport.outlet(replace(AMP, name=name, source_id=name))
+    with outlet, Receiver(transport, StreamSettings(name=name), "eeg", signal) as receiver:
+        watch = ClockWatch(transport, {"eeg": lambda: receiver.description})
+        with receiver.worker(), watch.worker():
+            assert outlet.wait_for_consumers(5.0)
+            outlet.push(np.ones((5, 3)), transport.clock.now() + np.arange(5) / 100)
+            deadline = time.monotonic() + 5.0
+            while receiver.arrivals.n_received < 5 and time.monotonic() < deadline:
+                signal.wait(0.5)
+            offset = watch.offsets["eeg"].take(5.0)
+        watch.close()
+        block = receiver.ring.read()
+    assert block is not None
+    assert block.n_times == 5
+    assert offset is not None
+    assert abs(offset.offset) <= offset.uncertainty
