@@ -34,6 +34,7 @@ PLACES: dict[str, tuple[float, float, float]] = {
 }
 # Numbers up to here are sources of an ico-4 head: a true centre is none of them.
 N_ICO4 = 2562
+BRAIN_SEED = 3407
 STIM_CHANNEL = "STI 014"
 TRIGGER_S = 0.02
 
@@ -45,6 +46,7 @@ class SimulationSettings(Settings):
     snr_db : at the largest moment of each activation, against sensor and brain noise over all channels within `band_hz`
     eeg_brain_uv : standard deviation that brain noise gives the median electrode, before any filter; the default is that of
         a calm recording, with which 10 dB take moments of 0.25 to 0.7 uA m: more an epileptic spike than an evoked response
+    seed : of noise and activations
     eeg_nv, mag_ft, grad_ft_cm : density of the sensors' own noise, nV, fT, fT/cm per square root of Hz
     """
 
@@ -113,7 +115,7 @@ def simulate_recording(
     """
     settings = settings or SimulationSettings()
     rng = np.random.default_rng(settings.seed)
-    scene = _scene(settings, rng, progress)
+    scene = _scene(settings, progress)
     gain = scene.head.leadfield()
     kinds = np.array([kind.value for kind in scene.head.channels.types])
     n_times = round(settings.duration_s * settings.sfreq)
@@ -130,7 +132,8 @@ def simulate_recording(
         data += (brain_gain[:, part] / scale[:, None]).astype(np.float32) @ courses
 
     brain_share, sensor_share = _share_in_band(settings, n_times)
-    noise = (brain_share * brain_gain @ brain_gain.T + sensor_share * colour @ colour.T) / np.outer(scale, scale)
+    brain_cov, sensor_cov = brain_gain @ brain_gain.T, colour @ colour.T
+    noise = (brain_share * brain_cov + sensor_share * sensor_cov) / np.outer(scale, scale)
     whitener = _inverse_root(noise)
     fields = np.array([gain[:, [scene.columns[int(v)] for v in patch.vertices]] @ patch.profile for patch in scene.patches])
     moments, events = _activations(settings, [float(snr_db(whitener @ (f / scale), len(f))) for f in fields], rng)
@@ -138,12 +141,15 @@ def simulate_recording(
     truth = Truth(
         sfreq=settings.sfreq,
         ch_names=scene.head.ch_names,
+        ch_types=tuple(kinds.tolist()),
         source_names=tuple(PLACES),
         centres_mm=scene.cortex.positions_mm[[patch.centre for patch in scene.patches]],
         fields=fields,
         moments=moments,
         vertices=tuple(patch.vertices for patch in scene.patches),
         profiles=tuple(patch.profile for patch in scene.patches),
+        brain_cov=brain_cov,
+        sensor_cov=sensor_cov,
         events=events,
         recipe=settings.model_dump(mode="json") | {"sensor_noise": "white" if noise_cov is None else "coloured"},
     )
@@ -173,12 +179,13 @@ def write_recording(raw: mne.io.RawArray, truth: Truth, path: Path) -> None:
     truth.save(truth_path(path))
 
 
-def _scene(settings: SimulationSettings, rng: np.random.Generator, progress: Callable[[str, float], None] | None) -> _Scene:
+def _scene(settings: SimulationSettings, progress: Callable[[str, float], None] | None) -> _Scene:
     cortex = fsaverage5_cortex()
     numbers = np.arange(len(cortex.positions_mm))
     between = numbers[numbers % cortex.n_left >= N_ICO4]
     patches = tuple(grow_patch(cortex, cortex.nearest(place, between), settings.radius_mm) for place in PLACES.values())
-    brain = np.sort(rng.choice(between, settings.n_brain_sources, replace=False))
+    # the same brain in each recording, whatever its seed: a rest recorded before belongs to the activations after it
+    brain = np.sort(np.random.default_rng(BRAIN_SEED).choice(between, settings.n_brain_sources, replace=False))
     needed = np.unique(np.concatenate([brain, *(patch.vertices for patch in patches)]))
     head = build_template(
         spacing="ico5",

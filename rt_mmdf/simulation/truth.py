@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rt_mmdf.core.errors import RecordingError, SinkError
+from rt_mmdf.simulation.sources import pink_power
 
 Float64 = NDArray[np.float64]
 CausalFilter = Callable[[Float64], Float64]
 
 FORMAT = 1
 SCORED_FROM_DB = 5.0
+IMPULSE_S = 20.0  # a 0.5 Hz high-pass has settled by then
 
 
 @dataclass(frozen=True)
@@ -42,24 +44,29 @@ class Truth:
     """Everything that scoring needs, without the head that made the recording.
 
     sfreq : Hz
-    ch_names : channels of `fields`
+    ch_names, ch_types : channels of `fields`, MNE's names of the types
     source_names : one per source
     centres_mm : (n_sources, 3) centre of each patch, MRI (surface RAS) coordinates
     fields : (n_sources, n_channels) field of a unit moment of each patch: V/(A m), T/(A m), T/(m A m); no reference applied
     moments : (n_sources, n_times) summed moment of each patch, A m
     vertices, profiles : per source the vertices of the patch on fsaverage5 (left 0..10241, then right) and their shares
+    brain_cov, sensor_cov : (n_channels, n_channels) covariance of brain noise (`pink_power`) and of the sensors' own noise
+        (white), SI units squared, before any filter
     events : in the order of their onsets
     recipe : how it was made (plain values)
     """
 
     sfreq: float
     ch_names: tuple[str, ...]
+    ch_types: tuple[str, ...]
     source_names: tuple[str, ...]
     centres_mm: Float64
     fields: Float64
     moments: Float64
     vertices: tuple[NDArray[np.int64], ...]
     profiles: tuple[Float64, ...]
+    brain_cov: Float64
+    sensor_cov: Float64
     events: tuple[Event, ...]
     recipe: dict[str, Any]
 
@@ -67,12 +74,56 @@ class Truth:
     def duration_s(self) -> float:
         return float(self.moments.shape[1] / self.sfreq)
 
+    def whitener(self, ch_names: Sequence[str], causal_filter: CausalFilter) -> tuple[Float64, int]:
+        """Whitener of the noise that was really simulated, behind a filter, and its rank.
+
+        What an engine estimates from some seconds of rest whitens less well, and would flatter or belittle the SNR.
+
+        Parameters
+        ----------
+        ch_names : channels that are imaged; those that the truth lacks get weight zero
+        causal_filter : linear and time-invariant, see `score`
+
+        Returns
+        -------
+        (n_channels, n_channels), int
+            EEG goes through its average reference, which costs one dimension.
+        """
+        known = {name: i for i, name in enumerate(self.ch_names)}
+        at = [i for i, name in enumerate(ch_names) if name in known]
+        rows = [known[ch_names[i]] for i in at]
+        brain_gain, sensor_gain = self._noise_gains(causal_filter)
+        noise = (brain_gain * self.brain_cov + sensor_gain * self.sensor_cov)[np.ix_(rows, rows)]
+        eeg = np.array([self.ch_types[row] == "eeg" for row in rows], dtype=float)
+        reference = np.eye(len(rows)) - np.outer(eeg, eeg) / max(eeg.sum(), 1.0)
+        scale = np.sqrt(np.diag(noise))  # volts and teslas are nine orders of magnitude apart
+        # the reference in scaled units: P' = S^-1 P S
+        project = reference * scale[None, :] / scale[:, None]
+        values, vectors = np.linalg.eigh(project @ (noise / np.outer(scale, scale)) @ project.T)
+        rank = len(rows) - bool(eeg.any())
+        kept = slice(len(rows) - rank, None)
+        root = (vectors[:, kept] / np.sqrt(values[kept])) @ vectors[:, kept].T
+        matrix = np.zeros((len(ch_names), len(ch_names)))
+        matrix[np.ix_(at, at)] = root @ project / scale[None, :]
+        return matrix, rank
+
+    def _noise_gains(self, causal_filter: CausalFilter) -> tuple[float, float]:
+        """What a filter leaves of the variance of brain noise and of white noise, from its impulse response."""
+        impulse = np.zeros((1, round(IMPULSE_S * self.sfreq)))
+        impulse[0, 0] = 1
+        response = causal_filter(impulse)[0]
+        power = pink_power(np.fft.rfftfreq(len(response), 1 / self.sfreq))
+        power[0] = 0
+        passed = np.abs(np.fft.rfft(response)) ** 2
+        return float(np.sum(power * passed) / power.sum()), float(np.sum(response**2))
+
     def save(self, path: Path) -> None:
         """Write one ``.npz`` file; SinkError if that is not possible."""
         described = {
             "format": FORMAT,
             "sfreq": self.sfreq,
             "ch_names": self.ch_names,
+            "ch_types": self.ch_types,
             "source_names": self.source_names,
             "events": [asdict(event) for event in self.events],
             "recipe": self.recipe,
@@ -85,6 +136,8 @@ class Truth:
                 centres_mm=self.centres_mm,
                 fields=self.fields,
                 moments=self.moments,
+                brain_cov=self.brain_cov,
+                sensor_cov=self.sensor_cov,
                 patch_sizes=np.array([len(vertices) for vertices in self.vertices]),
                 vertices=np.concatenate(self.vertices),
                 profiles=np.concatenate(self.profiles),
@@ -118,12 +171,15 @@ def load_truth(path: Path) -> Truth:
             return Truth(
                 sfreq=float(described["sfreq"]),
                 ch_names=tuple(described["ch_names"]),
+                ch_types=tuple(described["ch_types"]),
                 source_names=tuple(described["source_names"]),
                 centres_mm=arrays["centres_mm"],
                 fields=arrays["fields"],
                 moments=arrays["moments"],
                 vertices=tuple(np.split(arrays["vertices"], cuts)),
                 profiles=tuple(np.split(arrays["profiles"], cuts)),
+                brain_cov=arrays["brain_cov"],
+                sensor_cov=arrays["sensor_cov"],
                 events=tuple(Event(**event) for event in described["events"]),
                 recipe=described["recipe"],
             )
@@ -195,7 +251,8 @@ def score(
         played again and again; estimates before its start are not scored.
     peaks_mm : (n_estimates, 3)
         Position of the strongest source, same coordinates as the truth; NaN for an estimate that is not valid: not scored.
-    whitener : (n_channels, n_channels), rank : as the engine used them
+    whitener : (n_channels, n_channels), rank : int
+        From `Truth.whitener`: then the score does not depend on what the engine took for noise.
     ch_names : of the whitener's columns; the truth knows all those that count (the others' columns are zero)
     causal_filter : callable
         Maps (n_sources, n_times) at the truth's sampling rate to the same shape.

@@ -14,6 +14,7 @@ from rt_mmdf.simulation.truth import Event, Score, Truth, load_truth, score, snr
 
 RNG = np.random.default_rng(5)
 NAMES = tuple(f"E{i}" for i in range(6))
+MIXING = np.diag([1e-6] * 4 + [1e-13] * 2) @ RNG.standard_normal((6, 8))
 N_TIMES, SFREQ = 1000, 250.0
 
 
@@ -25,12 +26,15 @@ def make_truth() -> Truth:
     return Truth(
         sfreq=SFREQ,
         ch_names=NAMES,
+        ch_types=("eeg",) * 4 + ("mag",) * 2,
         source_names=("here", "there"),
         centres_mm=np.array([[-40.0, 0.0, 20.0], [40.0, 10.0, 20.0]]),
         fields=RNG.standard_normal((2, 6)) * 1e7,
         moments=moments,
         vertices=(np.array([1, 2, 3]), np.array([20000])),
         profiles=(np.full(3, 1 / 3), np.ones(1)),
+        brain_cov=MIXING @ MIXING.T,
+        sensor_cov=np.diag([1e-13] * 4 + [1e-26] * 2),
         events=(Event(0.4, 0.4, 0, "burst", 10.0), Event(1.6, 0.8, 1, "transient", 10.0)),
         recipe={"seed": 1},
     )
@@ -55,9 +59,9 @@ def scored(truth: Truth = TRUTH, times: NDArray[np.float64] = TIMES, from_db: fl
 def test_a_truth_comes_back_from_disk(tmp_path: Path) -> None:
     TRUTH.save(tmp_path / "x-truth.npz")
     back = load_truth(tmp_path / "x-truth.npz")
-    for name in ("sfreq", "ch_names", "source_names", "events", "recipe", "duration_s"):
+    for name in ("sfreq", "ch_names", "source_names", "events", "recipe", "duration_s", "ch_types"):
         assert getattr(back, name) == getattr(TRUTH, name)
-    for name in ("centres_mm", "fields", "moments"):
+    for name in ("centres_mm", "fields", "moments", "brain_cov", "sensor_cov"):
         np.testing.assert_array_equal(getattr(back, name), getattr(TRUTH, name))
     for name in ("vertices", "profiles"):
         assert [part.tolist() for part in getattr(back, name)] == [part.tolist() for part in getattr(TRUTH, name)]
@@ -169,3 +173,25 @@ def test_summary_tells_median_p90_and_each_source() -> None:
 def test_a_wrong_shape_is_refused() -> None:
     with pytest.raises(ValueError, match="one position"):
         scored(peaks=np.zeros((5, 3)))
+
+
+@pytest.mark.parametrize("order", [list(range(6)), [5, 0, 3, 1, 2, 4], [4, 5], [0, 2, 5]])
+def test_the_whitener_whitens_the_noise_behind_the_filter_in_its_average_reference(order: list[int]) -> None:
+    """Without a filter and with one that halves amplitudes: exactly the identity on the dimensions that are left."""
+    names = [NAMES[i] for i in order]
+    eeg = np.array([TRUTH.ch_types[i] == "eeg" for i in order], dtype=float)
+    for gain in (1.0, 0.5):
+        matrix, rank = TRUTH.whitener(names, lambda moments, gain=gain: gain * moments)
+        covariance = gain**2 * (TRUTH.brain_cov + TRUTH.sensor_cov)[np.ix_(order, order)]
+        white = matrix @ covariance @ matrix.T
+        assert rank == len(order) - bool(eeg.any()) == round(float(np.trace(white)), 6)
+        np.testing.assert_allclose(white @ white, white, atol=1e-8)  # a projector: the identity where it is not zero
+        np.testing.assert_allclose(matrix @ eeg / np.abs(matrix).max(), 0, atol=1e-8)  # the reference does not matter
+
+
+def test_channels_that_the_truth_lacks_get_no_weight() -> None:
+    matrix, rank = TRUTH.whitener(["stranger", *NAMES], identity)
+    assert not matrix[0].any()
+    assert not matrix[:, 0].any()
+    np.testing.assert_array_equal(matrix[1:, 1:], TRUTH.whitener(NAMES, identity)[0])
+    assert rank == 5
