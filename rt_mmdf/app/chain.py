@@ -1,6 +1,6 @@
 """The chain from aligned sensors to source estimates: every stage of the hot path, in order, and nothing else.
 
-    aligned hop -> bad channels -> finite -> filters -> decimation -> whitening -> window -> solver -> estimate
+    aligned hop -> cleaning (bad channels, filters, decimation) -> whitening -> window -> solver -> estimate
 
 No thread and no waiting: the same object runs live, over memory with a manual clock, and over a file at once.
 """
@@ -14,10 +14,7 @@ from rt_mmdf.alignment.grid import AlignedHop
 from rt_mmdf.core.blocks import Flag, Float32, SensorBlock, SourceEstimate, StageStamps
 from rt_mmdf.core.channels import Channels
 from rt_mmdf.lsl.interface import Clock
-from rt_mmdf.preprocessing.bad_channels import BadChannels
-from rt_mmdf.preprocessing.decimate import Decimate
-from rt_mmdf.preprocessing.filters import CausalFilter
-from rt_mmdf.preprocessing.finite import ReplaceNonfinite
+from rt_mmdf.preprocessing.cleaning import Cleaning
 from rt_mmdf.preprocessing.settings import PreprocessingSettings
 from rt_mmdf.preprocessing.whitening import OperatorSwitch, Whitening
 from rt_mmdf.preprocessing.window import SlidingWindow
@@ -55,10 +52,7 @@ class Chain:
         window: int,
         clock: Clock,
     ) -> None:
-        self.bad_channels = BadChannels(settings.bad_channels, sfreq, settings.bads)
-        self.filter = CausalFilter.from_settings(settings.filters, sfreq)
-        self._finite = ReplaceNonfinite()
-        self._decimate = Decimate(settings.decimate, sfreq, settings.filters.band_pass.high_hz)
+        self.cleaning = Cleaning(settings, sfreq)
         self._whitening = Whitening(switch)
         self._window = SlidingWindow(window, len(channels))
         self._n_sources = n_sources
@@ -70,7 +64,7 @@ class Chain:
     def __call__(self, hop: AlignedHop, *, image: bool = True) -> SourceEstimate | None:
         """Preprocess a hop and image it; filters and window must see every hop, the solver need not (``image=False``)."""
         aligned = self._clock.now()
-        block = self._decimate(self.filter(self._finite(self.bad_channels(hop.block))))
+        block = self.cleaning(hop.block)
         self._count_flags(block)
         number = self._hop
         self._hop += 1

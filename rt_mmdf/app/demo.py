@@ -285,7 +285,7 @@ def _result(
         whitener=operator.whitener.matrix,
         rank=operator.whitener.rank,
         ch_names=session.imaging.channels.names,
-        causal_filter=lambda moments: np.asarray(sosfilt(session.engine.chain.filter.sos, moments, axis=1)),
+        causal_filter=lambda moments: np.asarray(sosfilt(session.engine.chain.cleaning.filter.sos, moments, axis=1)),
     )
     summary = scored.summary()
     _draw_scored(picture, head, session, watcher, scored, truth, log["streams"]["meg"]["stamp_0"])
@@ -296,8 +296,8 @@ def _alignment_against_the_log(session: Session, times: Float64, log: dict[str, 
     """Error of the time between the modalities, against what the replay says it stamped; milliseconds."""
     late = times[times >= times[0] + START_UP_S] if times[-1] > times[0] + 2 * START_UP_S else times
     errors = []
-    for modality in session.receivers:
-        stream, time_map = log["streams"][modality.value], session.engine.aligner.time_map(modality)
+    for modality in session.intake.receivers:
+        stream, time_map = log["streams"][modality.value], session.intake.aligner.time_map(modality)
         interval = 1 / (stream["sfreq"] * (1 + stream["drift_ppm"] * 1e-6))
         index = time_map.indices_at(late)
         # the stream was joined at some sample of the replay: a whole number away

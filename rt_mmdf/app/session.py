@@ -20,16 +20,15 @@ from typing import Any
 
 from threadpoolctl import threadpool_limits
 
-from rt_mmdf.acquisition.clockwatch import ClockWatch
-from rt_mmdf.acquisition.receiver import Receiver, survey
 from rt_mmdf.app.engine import Engine
 from rt_mmdf.app.imaging import Imaging, Progress
+from rt_mmdf.app.intake import Intake, survey_streams
 from rt_mmdf.app.scorecard import Scorecard, versions
 from rt_mmdf.app.settings import SessionSettings
 from rt_mmdf.core.blocks import SourceEstimate
-from rt_mmdf.core.channels import Channels, Modality
+from rt_mmdf.core.channels import Modality
 from rt_mmdf.core.errors import RtMmdfError, StreamError
-from rt_mmdf.lsl.interface import StreamDescription, Transport
+from rt_mmdf.lsl.interface import Transport
 from rt_mmdf.lsl.library import liblsl_version
 from rt_mmdf.preprocessing.whitening import OperatorKey, OperatorSwitch
 from rt_mmdf.runtime.mailbox import Mailbox, NewestValue, Signal
@@ -89,33 +88,23 @@ class Session:
         try:
             # one thread for each product: two cores are shared with the receivers, and a second BLAS thread only waits
             self._resources.enter_context(threadpool_limits(1, "blas"))
-            modalities = [m for m in Modality if m in settings.acquisition]
             report("looking for the streams", 0.0)
-            found = {m: survey(transport, settings.acquisition[m], m.value) for m in modalities}
-            self._check_modalities(found)
+            streaming = survey_streams(settings, transport)
+            if len(streaming.modalities) == 1:
+                logger.warning(
+                    "imaging from %s alone: the other modality is not configured", streaming.modalities[0].upper()
+                )
             report("preparing the head", 0.1)
-            streaming, *others = (channels for _, channels in found.values())
-            for channels in others:
-                streaming = streaming + channels
             self.imaging = Imaging.prepare(settings, streaming, progress)
             report(f"building {settings.solver.method}", 0.6)
             self.switch = OperatorSwitch(self._wanted.put)
             first = self.imaging.full_key()
             self.switch.offer(first, self.imaging.build(first))
             report("subscribing", 0.8)  # last, so that nothing waits in buffers meanwhile
-            self.receivers: dict[Modality, Receiver] = {}
-            for modality in modalities:
-                receiver = Receiver(transport, settings.acquisition[modality], modality.value, self._wake)
-                self._resources.callback(receiver.close)
-                self.receivers[modality] = receiver
-            self.watch = ClockWatch(
-                transport,
-                {r.label: (lambda r=r: r.description) for r in self.receivers.values()},  # type: ignore[misc]
+            self.intake = Intake.subscribe(
+                settings, transport, self.imaging.channels, self._wake, self._resources, keep_map=keep_map
             )
-            self._resources.callback(self.watch.close)
-            self.engine = Engine(
-                settings, self.receivers, self.watch, self.imaging, self.switch, self._clock, keep_map=keep_map
-            )
+            self.engine = Engine(settings, self.intake, self.imaging, self.switch, self._clock)
             self.latency = LatencyRecorder(settings.budget_ms * 1e-3)
             self._load = ProcessLoad()
             report("opening the outlets", 0.9)
@@ -131,19 +120,6 @@ class Session:
         self._started = math.nan
         self._first_estimate = math.nan
 
-    def _check_modalities(self, found: Mapping[Modality, tuple[StreamDescription, Channels]]) -> None:
-        for modality, (stream, channels) in found.items():
-            if modality not in channels.modalities:
-                seen = ", ".join(sorted(set(channels.types))) or "none that can be imaged"
-                raise StreamError(
-                    f"acquisition.{modality}: stream {stream.name!r} has no {modality.upper()} channels "
-                    f"(types seen: {seen}). Choose another stream, or give the channels' types under "
-                    f"[acquisition.{modality}.types]."
-                )
-        if len(found) == 1:
-            (only,) = found
-            logger.warning("imaging from %s alone: the other modality is not configured", only.upper())
-
     def _open_outlets(self) -> EstimateOutlets:
         head, solver = self.imaging.head, self.imaging.solver
         band = self.settings.preprocessing.filters.band_pass
@@ -156,7 +132,7 @@ class Session:
             "MNI305" if head.kind == "template" else "MRI (surface RAS)",
         )
         orientation = "fixed, normal to cortex" if solver.orientation == "fixed" else f"loose {solver.loose:g}, pooled"
-        self.filter_delay_ms = 1e3 * float(self.engine.chain.filter.group_delay(centre)[0])
+        self.filter_delay_ms = 1e3 * float(self.engine.chain.cleaning.filter.group_delay(centre)[0])
         described = EstimateDescription(solver.method, solver.unit, orientation, self.engine.sfreq, self.filter_delay_ms)
         return EstimateOutlets(
             self._transport, f"{self.settings.name}-sources", self.sources, described, self.settings.output.estimates
@@ -170,9 +146,7 @@ class Session:
         self._first_estimate = math.nan
         for key in self.imaging.keys_in_advance():
             self._wanted.put(key)
-        for receiver in self.receivers.values():
-            self._workers.append(receiver.worker(self._wake.ring))
-        self._workers.append(self.watch.worker(self._wake.ring))
+        self._workers += self.intake.workers(self._wake)
         self._workers.append(Worker("engine", self._pump, self._wake.ring))
         self._workers.append(Worker("operators", self._build_operator, self._wake.ring))
         health = Worker("health", lambda: self._report_health(health), self._wake.ring)
@@ -189,22 +163,7 @@ class Session:
             self.files.check()
         waited = self._clock.now() - self._started
         if math.isnan(self._first_estimate) and waited > self.settings.start_timeout_s:
-            raise StreamError(f"no estimate after {waited:.0f} s: {self._what_is_missing()}")
-
-    def _what_is_missing(self) -> str:
-        for modality, receiver in self.receivers.items():
-            name = receiver.description.name
-            if receiver.arrivals.n_received == 0:
-                return (
-                    f"stream {name!r} ({modality.upper()}) was found, but has sent no sample. Start the acquisition on that "
-                    f"system, or leave [acquisition.{modality}] out. To wait longer: start_timeout_s."
-                )
-            if not self.engine.aligner.clock_known(modality):
-                return (
-                    f"the clock of stream {name!r} ({modality.upper()}) could not be measured. LSL does that over UDP "
-                    "ports 16572 to 16604: let them through the firewall of both machines."
-                )
-        return "samples arrive and clocks are measured, but the streams do not overlap in time; look at their time stamps."
+            raise StreamError(f"no estimate after {waited:.0f} s: {self.intake.what_is_missing()}")
 
     def stop(self) -> None:
         """Stop all workers and close all streams; raises the error that ended a worker, if one did."""
@@ -270,9 +229,9 @@ class Session:
         usage = self._load.recent()
         counts = self.engine.counts
         summary = self.latency.summary()
-        clocks = self.engine.aligner.report()
+        clocks = self.intake.aligner.report()
         streams: dict[str, Any] = {}
-        for modality, receiver in self.receivers.items():
+        for modality, receiver in self.intake.receivers.items():
             arrivals, clock = receiver.arrivals, clocks.get(modality)
             streams[modality.value] = {
                 "name": receiver.description.name,
@@ -294,19 +253,19 @@ class Session:
             "n_channels": len(self.imaging.channels),
             "modalities": list(self.imaging.channels.modalities),
             "streams": streams,
-            "alignment_uncertainty_ms": self.engine.aligner.uncertainty_s() * 1e3,
-            "bad_channels": self.engine.chain.bad_channels.reasons,
+            "alignment_uncertainty_ms": self.intake.aligner.uncertainty_s() * 1e3,
+            "bad_channels": self.engine.chain.cleaning.bad_channels.reasons,
             "not_imaged": self.imaging.not_imaged,
             "hops": counts.hops,
             "skipped_hops": counts.skipped,
             "estimates": self.n_estimates,
-            "overwritten_samples": counts.overwritten,
+            "overwritten_samples": self.intake.overwritten,
             "missed_deadlines": summary.missed,
             "longest_miss_run": summary.longest_miss_run,
             "budget_ms": self.settings.budget_ms,
             "latency_ms": self.latency.recent(),
             "filter_delay_ms": self.filter_delay_ms,
-            "look_ahead_ms": self.engine.aligner.look_ahead_s * 1e3,
+            "look_ahead_ms": self.intake.aligner.look_ahead_s * 1e3,
             "device_lag": "unknown",
             "flags": {flag.name: n for flag, n in self.engine.chain.flag_counts.items() if n},
             "operators_waiting": len(self._wanted),
@@ -315,6 +274,11 @@ class Session:
             "cpu_cores": usage.cpu_cores,
             "rss_mb": usage.rss_mb,
         }
+
+    @property
+    def seconds_running(self) -> float:
+        """Since `start`."""
+        return self._clock.now() - self._started
 
     @property
     def n_estimates(self) -> int:
@@ -337,10 +301,10 @@ class Session:
         """
         status, summary = self.status(), self.latency.summary()
         lost = {
-            m.value: None if m not in self.receivers else int(self.engine.aligner.report()[m].counts["lost"])
+            m.value: None if m not in self.intake.receivers else int(self.intake.aligner.report()[m].counts["lost"])
             for m in Modality
         }
-        sd = self.engine.aligner.uncertainty_s() * 1e3 / 2
+        sd = self.intake.aligner.uncertainty_s() * 1e3 / 2
         mean = self._load.mean()
         lateness = summary.latency_ms["lateness"]
         more = {

@@ -225,10 +225,15 @@ class NoiseCovarianceEstimator:
         return [name for name, variance in zip(self.channels.names, np.diag(self._scatter), strict=True) if variance <= 0]
 
 
-def save_noise_cov(noise_cov: mne.Covariance, path: Path) -> None:
-    """Write a -cov.fif, replacing an earlier one; NoiseCovarianceError if that cannot be done."""
+def check_cov_path(path: Path) -> None:
+    """Raise NoiseCovarianceError unless the name is one that mne accepts; worth knowing before a minute of measuring."""
     if not path.name.endswith(("-cov.fif", "_cov.fif", "-cov.fif.gz", "_cov.fif.gz")):
         raise NoiseCovarianceError(f"noise covariance {path}: the name must end in -cov.fif, as mne expects.")
+
+
+def save_noise_cov(noise_cov: mne.Covariance, path: Path) -> None:
+    """Write a -cov.fif, replacing an earlier one; NoiseCovarianceError if that cannot be done."""
+    check_cov_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         mne.write_cov(path, noise_cov, overwrite=True, verbose="ERROR")

@@ -80,11 +80,11 @@ class ColourRamp:
 
     @classmethod
     def of(cls, values: NDArray[np.floating], signed: bool = False) -> ColourRamp:
-        """From the values themselves: shown from 50 % of the largest magnitude on, full from 65 %. Only for single pictures:
+        """From the values themselves: shown from 35 % of the largest magnitude on, full from 55 %. Only for single pictures:
         with a scale of its own each, noise looks like activity."""
         finite = np.abs(values[np.isfinite(values)])
         high = float(finite.max(initial=0.0)) or 1.0
-        return cls(0.5 * high, 0.65 * high, high, signed)
+        return cls(0.35 * high, 0.55 * high, high, signed)
 
     def colours(self, values: Float64) -> tuple[Float64, Float64]:
         """RGB ``(..., 3)`` and opacity ``(...)``, both 0 to 1; NaN is transparent."""
@@ -153,8 +153,8 @@ def source_map(
     counts = [len(surface.source_vertices) for surface in surfaces]
     if values.shape != (sum(counts),):
         raise ValueError(f"source map: values of shape {values.shape}; ({sum(counts)},) is expected")
-    ramp = ramp or ColourRamp.of(values)
     on_vertices = [surface.spread @ own for surface, own in zip(surfaces, np.split(values, [counts[0]]), strict=True)]
+    ramp = ramp or ColourRamp.of(np.concatenate(on_vertices))
     figure = Figure(figsize=(9.0, 6.5), dpi=200, facecolor="white")
     FigureCanvasAgg(figure)
     left, bottom, width, height = 0.025, 0.125, 0.48, 0.385

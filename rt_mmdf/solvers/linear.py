@@ -64,8 +64,8 @@ class LinearSolver:
                 "linear solver: the kernel holds NaN or infinity; the leadfield or the noise covariance is wrong."
             )
         self._n_orientations, self._n_sources, self.n_channels = kernel.shape
-        # transposed: samples by channels times this is 1.09 ms for 10 samples of 366 channels and 5124 sources, the other way
-        # round 1.45 ms (OpenBLAS packs the large factor), and an outlet wants samples by sources
+        # transposed: samples by channels times this is 1.09 ms for 10 samples of 366 channels and 5124 sources, the other
+        # way round 1.45 ms (OpenBLAS packs the large factor), and an outlet wants samples by sources
         self._matrix = np.ascontiguousarray(kernel.reshape(-1, self.n_channels).T, dtype=np.float32)
         self._unit = unit
 

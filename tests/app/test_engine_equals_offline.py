@@ -15,6 +15,7 @@ from rt_mmdf.acquisition.clockwatch import ClockWatch
 from rt_mmdf.acquisition.receiver import Receiver
 from rt_mmdf.app.engine import Engine
 from rt_mmdf.app.imaging import Imaging
+from rt_mmdf.app.intake import Intake
 from rt_mmdf.app.settings import SessionSettings
 from rt_mmdf.core.blocks import SourceEstimate
 from rt_mmdf.core.channels import Modality
@@ -98,7 +99,8 @@ def image_live(raw: mne.io.BaseRaw, config: SessionSettings, offset_s: float, dr
     imaging = Imaging.prepare(config, streaming)
     switch = OperatorSwitch(lambda key: None)
     switch.offer(imaging.full_key(), imaging.build(imaging.full_key()))
-    engine = Engine(config, receivers, watch, imaging, switch, clock, keep_map=True)
+    intake = Intake(config, receivers, watch, imaging.channels, clock, keep_map=True)
+    engine = Engine(config, intake, imaging, switch, clock)
     estimates: list[SourceEstimate] = []
     for k in range(raw.n_times):
         clock.move_to(T0 + k / sfreq)
@@ -117,7 +119,7 @@ def image_live(raw: mne.io.BaseRaw, config: SessionSettings, offset_s: float, dr
 def image_offline(raw: mne.io.BaseRaw, live: Live, data: np.ndarray) -> np.ndarray:
     """The same causal filters on all samples at once, then mne's own apply_inverse_raw."""
     imaging = live.imaging
-    sos = live.engine.chain.filter.sos
+    sos = live.engine.chain.cleaning.filter.sos
     start = sosfilt_zi(sos)[:, None, :] * data[:, :1]
     filtered, _ = sosfilt(sos, data, axis=1, zi=start)
     good = [name for name in imaging.channels.names if name not in raw.info["bads"]]
@@ -150,10 +152,10 @@ def relative_difference(a: np.ndarray, b: np.ndarray) -> float:
 
 def check_every_sample_is_accounted_for(live: Live) -> None:
     firsts = [e.first for e in live.estimates]
-    assert firsts == [live.engine.hop * k for k in range(len(firsts))]
+    assert firsts == [live.engine.intake.hop * k for k in range(len(firsts))]
     assert [e.hop for e in live.estimates] == list(range(len(firsts)))
     assert live.engine.counts.hops == len(firsts)
-    assert live.engine.counts.skipped == live.engine.counts.overwritten == 0
+    assert live.engine.counts.skipped == live.engine.intake.overwritten == 0
 
 
 @pytest.mark.sample
@@ -165,7 +167,7 @@ def test_sample_by_sample_the_live_estimate_is_mnes(
     check_every_sample_is_accounted_for(live)
     got = np.hstack([e.data for e in live.estimates])
     n = got.shape[1]
-    assert n > raw.n_times - 3 * live.engine.hop  # all but the last chunks and hop, which never filled
+    assert n > raw.n_times - 3 * live.engine.intake.hop  # all but the last chunks and hop, which never filled
     wanted = image_offline(raw, live, in_file_order(raw, live)[:, :n])
     assert relative_difference(got, wanted) < 1e-4
     times = np.concatenate([e.times for e in live.estimates])
@@ -193,7 +195,7 @@ def resample_at_the_reported_map(raw: mne.io.BaseRaw, live: Live, times: np.ndar
     data, reach = in_file_order(raw, live), 64
     for modality in Modality:
         rows = live.imaging.channels.of_modality(modality)
-        position = live.engine.aligner.time_map(modality).indices_at(times)
+        position = live.engine.intake.aligner.time_map(modality).indices_at(times)
         whole = np.floor(position).astype(int)
         out = np.empty((len(rows), len(times)))
         for j, (k, p) in enumerate(zip(whole, position, strict=True)):

@@ -1,0 +1,98 @@
+"""Measure the noise covariance from the live streams, behind the very filters that the estimates will pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+
+import mne
+import numpy as np
+
+from rt_mmdf.app.intake import Intake, survey_streams
+from rt_mmdf.app.settings import SessionSettings
+from rt_mmdf.core.blocks import Flag
+from rt_mmdf.core.errors import StreamError
+from rt_mmdf.headmodel.noise import NoiseCovarianceEstimator
+from rt_mmdf.lsl.interface import Transport
+from rt_mmdf.preprocessing.cleaning import Cleaning
+from rt_mmdf.runtime.mailbox import Signal
+
+LOOK_S = 0.05
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """State of a measurement.
+
+    seconds : of samples that entered
+    left_out : samples that did not: a modality missing, gaps, filters settling, values that are not finite
+    rank, n_channels : numerical rank so far, and the most that it can be
+    bads : channels that look bad, and why; they are in the covariance unless they are flat
+    advice : what is wrong with it so far, or None
+    """
+
+    seconds: float
+    left_out: int
+    rank: int
+    n_channels: int
+    bads: dict[str, str]
+    advice: str | None
+
+
+def calibrate(
+    settings: SessionSettings,
+    transport: Transport,
+    seconds: float,
+    on_progress: Callable[[Measurement], None],
+) -> tuple[mne.Covariance, Measurement]:
+    """Measure for so many seconds of usable samples; a KeyboardInterrupt ends it early with what there is.
+
+    Raises
+    ------
+    StreamError
+        Streams are missing, or nothing comes.
+    NoiseCovarianceError
+        Too little was measured, or channels are flat.
+    """
+    clock, wake = transport.clock, Signal()
+    with ExitStack() as resources:
+        channels = survey_streams(settings, transport)
+        intake = Intake.subscribe(settings, transport, channels, wake, resources)
+        cleaning = Cleaning(settings.preprocessing, intake.sfreq)
+        estimator = NoiseCovarianceEstimator(intake.aligner.channels)
+        workers = intake.workers(wake)
+        for worker in workers:
+            resources.enter_context(worker)
+        left_out, began, told = 0, clock.now(), clock.now()
+
+        def measured() -> Measurement:
+            return Measurement(
+                estimator.n_samples / cleaning.sfreq,
+                left_out + estimator.n_left_out,
+                estimator.rank(),
+                len(estimator.channels),
+                cleaning.bad_channels.reasons,
+                estimator.advice(),
+            )
+
+        with suppress(KeyboardInterrupt):
+            while estimator.n_samples < seconds * cleaning.sfreq:
+                wake.wait(LOOK_S)
+                for worker in workers:
+                    worker.check()
+                for hop, _ in intake.hops():
+                    block = cleaning(hop.block)
+                    usable = (block.flags & ~np.uint32(Flag.CLOCK_UNCERTAIN)) == 0
+                    left_out += int(np.count_nonzero(~usable))
+                    estimator(block.data[:, usable])
+                now = clock.now()
+                if (
+                    estimator.n_samples == 0
+                    and now - began > settings.start_timeout_s + settings.preprocessing.filters.max_settling_s
+                ):
+                    raise StreamError(f"calibrate: no usable sample in {now - began:.0f} s: {intake.what_is_missing()}")
+                if now - told >= 1.0:
+                    told = now
+                    on_progress(measured())
+        return estimator.covariance(), measured()

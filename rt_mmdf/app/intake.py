@@ -1,0 +1,169 @@
+"""From the receivers' rings to hops on the common grid: what every live session begins with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rt_mmdf.acquisition.clockwatch import ClockWatch
+from rt_mmdf.acquisition.receiver import Receiver, survey
+from rt_mmdf.alignment.grid import AlignedHop, Aligner, StreamSpec
+from rt_mmdf.app.settings import SessionSettings
+from rt_mmdf.core.blocks import RawBlock
+from rt_mmdf.core.channels import Channels, Modality
+from rt_mmdf.core.errors import ConfigurationError, StreamError
+from rt_mmdf.lsl.interface import Clock, Transport
+from rt_mmdf.runtime.mailbox import Signal
+from rt_mmdf.runtime.worker import Worker
+
+
+def survey_streams(settings: SessionSettings, transport: Transport) -> Channels:
+    """Look at all configured streams without subscribing: their EEG and MEG channels, EEG first.
+
+    Raises
+    ------
+    StreamError
+        A stream is missing, ambiguous, cannot be interpreted, or has no channels of its modality.
+    """
+    streaming: Channels | None = None
+    for modality in (m for m in Modality if m in settings.acquisition):
+        stream, channels = survey(transport, settings.acquisition[modality], modality.value)
+        if modality not in channels.modalities:
+            seen = ", ".join(sorted(set(channels.types))) or "none that can be imaged"
+            raise StreamError(
+                f"acquisition.{modality}: stream {stream.name!r} has no {modality.upper()} channels (types seen: {seen}). "
+                f"Choose another stream, or give the channels' types under [acquisition.{modality}.types]."
+            )
+        streaming = channels if streaming is None else streaming + channels
+    assert streaming is not None, "settings hold at least one stream"
+    return streaming
+
+
+class Intake:
+    """Subscribed streams, their clocks, and the aligner that they feed.
+
+    Parameters
+    ----------
+    settings : SessionSettings
+    receivers : mapping of Modality to Receiver
+    watch : ClockWatch
+    channels : Channels
+        Those that are wanted; others of the streams are left out.
+    clock : Clock
+    keep_map : bool
+        Keep the whole time maps for a report.
+
+    Attributes
+    ----------
+    hop : int
+        Samples of the grid in one hop.
+    overwritten : int
+        Samples that the receivers' rings lost because nobody took them in time.
+    """
+
+    def __init__(
+        self,
+        settings: SessionSettings,
+        receivers: Mapping[Modality, Receiver],
+        watch: ClockWatch,
+        channels: Channels,
+        clock: Clock,
+        *,
+        keep_map: bool = False,
+    ) -> None:
+        self.receivers = dict(receivers)
+        self.watch = watch
+        self.overwritten = 0
+        self._clock = clock
+        self._rows = {m: _rows_of(receiver.channels, channels) for m, receiver in receivers.items()}
+        self._in_use = {m: receiver for m, receiver in receivers.items() if len(self._rows[m])}
+        specs = [
+            StreamSpec(m, receiver.channels.pick(self._rows[m]), receiver.sfreq, receiver.settings.stamps)
+            for m, receiver in self._in_use.items()
+        ]
+        self.sfreq = settings.alignment.sfreq or max(spec.sfreq for spec in specs)
+        decimate = settings.preprocessing.decimate
+        self.hop = max(1, round(settings.hop_ms * 1e-3 * self.sfreq / decimate)) * decimate
+        self.aligner = Aligner(specs, settings.alignment, self.hop, keep_map=keep_map)
+        high = settings.preprocessing.filters.band_pass.high_hz
+        if high is not None and high > self.aligner.pass_hz:
+            rates = ", ".join(f"{m} {receiver.sfreq:g} Hz" for m, receiver in receivers.items())
+            raise ConfigurationError(
+                f"preprocessing.filters.band_pass.high_hz = {high:g}, but with these streams ({rates}) and a look-ahead of "
+                f"{settings.alignment.look_ahead_ms:g} ms the resampler is exact up to {self.aligner.pass_hz:.0f} Hz only. "
+                "Lower high_hz, or use faster streams."
+            )
+
+    @classmethod
+    def subscribe(
+        cls,
+        settings: SessionSettings,
+        transport: Transport,
+        channels: Channels,
+        wake: Signal,
+        resources: ExitStack,
+        *,
+        keep_map: bool = False,
+    ) -> Intake:
+        """Subscribe to all configured streams; `resources` closes them, `wake` rings when something arrives."""
+        receivers: dict[Modality, Receiver] = {}
+        for modality in (m for m in Modality if m in settings.acquisition):
+            receiver = Receiver(transport, settings.acquisition[modality], modality.value, wake)
+            resources.callback(receiver.close)
+            receivers[modality] = receiver
+        watch = ClockWatch(
+            transport,
+            {r.label: (lambda r=r: r.description) for r in receivers.values()},  # type: ignore[misc]
+        )
+        resources.callback(watch.close)
+        return cls(settings, receivers, watch, channels, transport.clock, keep_map=keep_map)
+
+    def workers(self, wake: Signal) -> list[Worker]:
+        """One thread a stream and one for the clocks; not yet started."""
+        return [*(r.worker(wake.ring) for r in self.receivers.values()), self.watch.worker(wake.ring)]
+
+    def hops(self) -> Iterator[tuple[AlignedHop, bool]]:
+        """Take what has arrived; yield the hops that have become complete, and whether each is the newest of them."""
+        for modality, receiver in self.receivers.items():
+            offsets, block = self.watch.offsets[receiver.label].take_all(), receiver.ring.read()
+            if modality not in self._in_use:
+                continue
+            for measured in offsets:
+                self.aligner.add_offset(modality, measured)
+            if block is not None:
+                self.overwritten += block.lost
+                self.aligner.add(modality, self._wanted(modality, block))
+        hop = self.aligner.advance(self._clock.now())
+        while hop is not None:
+            following = self.aligner.advance(self._clock.now())
+            yield hop, following is None
+            hop = following
+
+    def _wanted(self, modality: Modality, block: RawBlock) -> RawBlock:
+        rows = self._rows[modality]
+        if len(rows) == len(block.data):
+            return block
+        return RawBlock(block.data[rows], block.stamps, block.received, block.first, block.lost)
+
+    def what_is_missing(self) -> str:
+        """Why no hop has come, for a message."""
+        for modality, receiver in self._in_use.items():
+            name = f"{receiver.description.name!r} ({modality.upper()})"
+            if receiver.arrivals.n_received == 0:
+                return (
+                    f"stream {name} was found, but has sent no sample. Start the acquisition on that system, or leave "
+                    f"[acquisition.{modality}] out. To wait longer: start_timeout_s."
+                )
+            if not self.aligner.clock_known(modality):
+                return (
+                    f"the clock of stream {name} could not be measured. LSL does that over UDP ports 16572 to 16604: let "
+                    "them through the firewalls of both machines."
+                )
+        return "samples arrive and clocks are measured, but the streams do not overlap in time; look at their time stamps."
+
+
+def _rows_of(streaming: Channels, wanted: Channels) -> NDArray[np.intp]:
+    return np.array([i for i, name in enumerate(streaming.names) if name in wanted], dtype=np.intp)

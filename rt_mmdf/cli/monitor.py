@@ -1,0 +1,60 @@
+"""`rt-mmdf monitor`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rt_mmdf.cli.console import ERR, OUT, progress_bar
+from rt_mmdf.cli.live import live_status
+
+
+def monitor(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="TOML file; examples are in configs/.")],
+    seconds: Annotated[float | None, typer.Option(min=1, help="End after so long; without it: Ctrl-C.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write the scorecard as JSON at the end.")] = None,
+    no_view: Annotated[bool, typer.Option("--no-view", help="No window. (There is none yet.)")] = False,
+) -> None:
+    """Image live: streams in, source estimates out as LSL streams.
+
+    The configuration names an EEG and a MEG stream (or one of them), the head model, the noise covariance, filters and
+    solver; every key has a default but the streams. Published are NAME-sources (the estimate), NAME-sources-companion
+    (flags and time stamps of each estimate), NAME-sources-strongest and NAME-health (JSON, once a second).
+
+    Examples:
+
+        rt-mmdf monitor configs/monitor.toml
+
+        rt-mmdf monitor configs/sample.toml --seconds 60 --report scorecard.json
+
+    Ctrl-C ends it with the scorecard. `rt-mmdf streams` lists what there is to listen to.
+    """
+    from rt_mmdf.app.session import Session
+    from rt_mmdf.app.settings import SessionSettings
+    from rt_mmdf.core.settings import load_settings
+    from rt_mmdf.lsl.network import NetworkTransport
+    from rt_mmdf.runtime.mailbox import Signal
+
+    settings = load_settings(config, SessionSettings)
+    pause = Signal()
+    with progress_bar() as progress:
+        session = Session(settings, NetworkTransport(), progress=progress)
+    try:
+        with session, live_status() as on_status:
+            ERR.print(
+                f"Publishing {settings.name}-sources, -sources-companion, -sources-strongest and {settings.name}-health."
+            )
+            while seconds is None or session.seconds_running < seconds:
+                pause.wait(0.5)
+                session.check()
+                if (status := session.newest_status.get()) is not None:
+                    on_status(status)
+    except KeyboardInterrupt:
+        ERR.print("Ended by Ctrl-C.")
+    card = session.scorecard()
+    OUT.print(card.render())
+    if report is not None:
+        card.write(report)
+        ERR.print(f"The report is in {report}", highlight=False)
