@@ -5,7 +5,7 @@
 Reads the real recording (shared/data/sample beside the checkout, or the folder in RT_MMDF_SAMPLE_DATA). Preparation:
 bad channels MEG 2443 and EEG 053, baseline (None, 0), low-pass 40 Hz; dSPM with fixed orientation, lambda^2 = 1/9, no depth
 weighting; the peak is the largest absolute value between 75 and 120 ms. The averages hold 3 to 6 trials: with mne's usual
-depth weighting (0.8) the left ear's map of EEG and MEG (3 trials) has its maximum in the wrong hemisphere, (-40, -15, 41) mm.
+depth weighting (0.8) the left ear's map of EEG and MEG (3 trials) peaks in the wrong hemisphere, at (-40, -15, 41) mm.
 """
 
 from __future__ import annotations
@@ -209,9 +209,9 @@ def draw(head: HeadModel, maps: dict[str, dict[str, Map]], trials: dict[str, int
     figure.text(
         0.5,
         0.018,
-        "dSPM, fixed orientation, lambda² = 1/9, no depth weighting; left and right hemisphere, cortex smoothed for "
-        "display. Colours: from half of each map's own maximum (light) to the maximum (dark).\nDot: peak (open where it lies on the far side). Blue outline: where activity is expected, "
-        "opposite to the stimulus:\nwithin 30 mm of the published auditory dipole or its mirror; occipital, y below -45 mm.",
+        "dSPM, fixed orientation, lambda² = 1/9, no depth weighting. Left and right hemisphere, cortex smoothed for display.\n"
+        "Colours: from half of each map's own maximum (light) to the maximum (dark). Dot: peak. Blue outline: where activity is\n"
+        "expected, opposite to the stimulus: within 30 mm of the published auditory dipole or its mirror; occipital, y < -45 mm.",
         ha="center",
         va="bottom",
         fontsize=10.5,
