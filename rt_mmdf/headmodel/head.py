@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import mne
 import numpy as np
@@ -53,7 +53,7 @@ class Hemisphere:
 class HeadModel:
     """Everything that is known about the head, ready to be imaged with.
 
-    forward : mne.Forward, free orientation, head coordinates
+    forward : mne.Forward, free orientation, head coordinates, in the precision of the file (single)
     info : mne.Info of the channels of the leadfield: types, coils, positions, device-to-head transform, digitised points
     hemispheres : left, right
     recipe : how it was made (plain values), enough to make it again
@@ -135,8 +135,8 @@ class HeadModel:
         HeadModelError
             The head lacks some of the channels.
         """
-        gain = cast("NDArray[np.float64]", self.fixed_forward["sol"]["data"])
-        return gain.copy() if ch_names is None else gain[self.rows(ch_names)]
+        gain: NDArray[np.float64] = np.array(self.fixed_forward["sol"]["data"], dtype=np.float64)
+        return gain if ch_names is None else gain[self.rows(ch_names)]
 
     def rows(self, ch_names: Iterable[str]) -> NDArray[np.intp]:
         """Rows of the leadfield of these channels; HeadModelError where the head lacks some."""

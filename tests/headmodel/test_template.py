@@ -40,6 +40,7 @@ def test_template_has_the_sensors_and_sources_that_were_asked_for(template_head_
     assert [types.count(kind) for kind in (ChannelType.GRAD, ChannelType.MAG, ChannelType.EEG)] == [204, 102, 60]
     assert template_head_ico3.n_sources == 1284
     assert template_head_ico3.leadfield().shape == (366, 1284)
+    assert template_head_ico3.leadfield().dtype == np.float64
     for hemisphere, triangles in zip(template_head_ico3.hemispheres, template_head_ico3.source_triangles, strict=True):
         assert hemisphere.inflated is not None
         assert hemisphere.pial is not None

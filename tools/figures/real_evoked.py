@@ -209,9 +209,10 @@ def draw(head: HeadModel, maps: dict[str, dict[str, Map]], trials: dict[str, int
     figure.text(
         0.5,
         0.018,
-        "dSPM, fixed orientation, lambda² = 1/9, no depth weighting. Left and right hemisphere, cortex smoothed for display.\n"
-        "Colours: from half of each map's own maximum (light) to the maximum (dark). Dot: peak. Blue outline: where activity is\n"
-        "expected, opposite to the stimulus: within 30 mm of the published auditory dipole or its mirror; occipital, y < -45 mm.",
+        "dSPM, fixed orientation, lambda² = 1/9, no depth weighting. Left and right hemisphere, cortex smoothed for display. "
+        "Colours: from half of each map's own\nmaximum (light) to the maximum (dark). Dot: peak (open: on the far side). Blue "
+        "outline: where activity is expected, opposite to the stimulus:\nwithin 30 mm of the published auditory dipole or its "
+        "mirror image; occipital, y below -45 mm.",
         ha="center",
         va="bottom",
         fontsize=10.5,
