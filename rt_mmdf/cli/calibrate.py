@@ -51,8 +51,8 @@ def calibrate(
         covariance, measured = measure(settings, NetworkTransport(), seconds, show)
     save_noise_cov(covariance, out)
     OUT.print(
-        f"{measured.seconds:.1f} s of {measured.n_channels} channels, rank {measured.rank}; {measured.left_out} samples left out. "
-        f"Written to {out}",
+        f"{measured.seconds:.1f} s of {measured.n_channels} channels, rank {measured.rank}; {measured.left_out} samples "
+        f"left out. Written to {out}",
         highlight=False,
     )
     if measured.bads:
