@@ -42,6 +42,12 @@ SENSORS: dict[str, tuple[Modality, ...]] = {"EEG + MEG": (), "MEG alone": (Modal
 AUDITORY_MM = np.array([56.0, -16.0, 37.0])
 RADIUS_MM = 30.0
 OCCIPITAL_Y_MM = -45.0
+LEGEND = (
+    "dSPM, fixed orientation, lambda² = 1/9, no depth weighting. Left and right hemisphere, cortex smoothed for display. "
+    "Colours: from half of each map's own\nmaximum (light) to the maximum (dark). Dot: peak (open: on the far side). Blue "
+    "outline: where activity is expected, opposite to the stimulus:\nwithin 30 mm of the published auditory dipole or its "
+    "mirror image; occipital, y below -45 mm."
+)
 SMOOTHING = 12  # steps; opens the sulci for display only
 
 
@@ -209,10 +215,7 @@ def draw(head: HeadModel, maps: dict[str, dict[str, Map]], trials: dict[str, int
     figure.text(
         0.5,
         0.018,
-        "dSPM, fixed orientation, lambda² = 1/9, no depth weighting. Left and right hemisphere, cortex smoothed for display. "
-        "Colours: from half of each map's own\nmaximum (light) to the maximum (dark). Dot: peak (open: on the far side). Blue "
-        "outline: where activity is expected, opposite to the stimulus:\nwithin 30 mm of the published auditory dipole or its "
-        "mirror image; occipital, y below -45 mm.",
+        LEGEND,
         ha="center",
         va="bottom",
         fontsize=10.5,
