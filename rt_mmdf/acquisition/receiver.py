@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 
 import numpy as np
@@ -20,6 +20,9 @@ from rt_mmdf.runtime.mailbox import Mailbox, Signal
 from rt_mmdf.runtime.worker import Worker
 
 PULL_LIMIT_S = 0.2
+LOOK_LIMIT_S = 0.6
+SILENT_S = 2.0
+"""After so long without a sample the network is asked whether the outlet is still the same, and so on."""
 RECENT = 100
 
 
@@ -92,6 +95,7 @@ class Receiver:
         self.ring = SampleRing(len(self.channels), capacity)
         self.others = SampleRing(len(self.other_channels), capacity) if len(self.other_channels) else None
         self._arrivals = Arrivals()
+        self._heard = transport.clock.now()
         self._recent: deque[int] = deque(maxlen=RECENT)
 
     @property
@@ -130,9 +134,13 @@ class Receiver:
             self._inlet.close()
             self._inlet = None
             return
-        if not len(stamps):
-            return
         received = self._transport.clock.now()
+        if not len(stamps):
+            if received > self._heard + SILENT_S:
+                self._heard = received
+                self._look_again()
+            return
+        self._heard = received
         imaged = self._selection.imaged.to_si(samples)
         if self.others is not None:
             self.others.write(self._selection.others.to_si(samples), stamps, received)
@@ -150,18 +158,30 @@ class Receiver:
         if self._signal is not None:
             self._signal.ring()
 
+    def _present(self) -> list[StreamDescription]:
+        wanted = self.settings
+        found = self._transport.resolve(
+            name=wanted.name, type=wanted.type, source_id=wanted.source_id, timeout_s=LOOK_LIMIT_S
+        )
+        own = self._description  # another source of the same name is another device
+        return [
+            stream
+            for stream in found
+            if wanted.hostname in (None, stream.hostname) and (stream.name, stream.source_id) == (own.name, own.source_id)
+        ]
+
+    def _look_again(self) -> None:
+        """Silence: leave an outlet that has been replaced (liblsl may wait for it for ever where it has no source id)."""
+        found = self._present()
+        if self._inlet is not None and len(found) == 1 and found[0].uid != self._description.uid:
+            self._inlet.close()
+            self._inlet = None
+
     def _reopen(self) -> None:
-        at_once = self.settings.model_copy(update={"resolve_timeout_s": 0.0})
+        found = self._present()
+        if len(found) != 1:  # not back yet, or not to be told from another one
+            return
         try:
-            found = [
-                stream
-                for stream in self._transport.resolve(
-                    name=at_once.name, type=at_once.type, source_id=at_once.source_id, timeout_s=PULL_LIMIT_S
-                )
-                if at_once.hostname in (None, stream.hostname)
-            ]
-            if len(found) != 1:  # not back yet, or not to be told from another one
-                return
             inlet = self._transport.inlet(found[0], buffer_s=self.settings.buffer_s)
         except StreamNotFound:
             return
@@ -170,14 +190,11 @@ class Receiver:
             inlet.close()
             raise StreamDescriptionError(
                 f"acquisition.{self.label}: stream {seen.name!r} came back with {seen.n_channels} channels at "
-                f"{seen.sfreq:g} Hz and "
-                f"another description; it had {expected.n_channels} at {expected.sfreq:g} Hz. Start the session again."
+                f"{seen.sfreq:g} Hz and another description; it had {expected.n_channels} at {expected.sfreq:g} Hz. "
+                "Start the session again."
             )
         self._inlet, self._description = inlet, seen
-        a = self._arrivals
-        self._arrivals = Arrivals(
-            a.n_received, a.n_nonfinite, a.last_received, a.newest_chunk, a.largest_chunk, a.n_reconnected + 1
-        )
+        self._arrivals = replace(self._arrivals, n_reconnected=self._arrivals.n_reconnected + 1)
 
     def worker(self, on_failure: Callable[[], None] | None = None) -> Worker:
         """The thread that receives; not yet started."""

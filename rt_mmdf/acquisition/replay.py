@@ -43,6 +43,7 @@ LEAD_S = 0.3
 """From the decision to start to the first sample: every stream's first block is announced before it is due."""
 MAX_BLOCKS_AT_ONCE = 64
 LONGEST_WAIT_S = 0.05
+LINGER_S = 1.0
 COUNTER_WRAP = 1 << 24
 """The counter channel counts modulo this, so that float32 carries it exactly (4.6 hours at 1 kHz)."""
 
@@ -382,7 +383,7 @@ class Replay:
     def __init__(self, transport: Transport, recording: Recording, settings: ReplaySettings) -> None:
         self.settings = settings
         self.ended = Signal()
-        """Rung at the end."""
+        """Rung by the worker when all was sent and consumers had `LINGER_S` to take it."""
         self._transport = transport
         self._recording = recording
         modalities = [m for m in Modality if m in settings.modalities and m in recording.sensors]
@@ -496,16 +497,16 @@ class Replay:
         """The thread that plays; not yet started. After the end it idles until it is stopped, so that consumers can take
         the rest.
         """
-        told = False
+        over: float | None = None
 
         def step() -> None:
-            nonlocal told
-            due = self.advance()
+            nonlocal over
+            due, now = self.advance(), self._transport.clock.now()
             if math.isinf(due):
-                if not told:
-                    told = True
+                over = now if over is None else over
+                if now >= over + LINGER_S:
                     self.ended.ring()
-                due = self._transport.clock.now() + LONGEST_WAIT_S
+                due = now + LONGEST_WAIT_S
             if (wait := due - self._transport.clock.now()) > 0:
                 # not Worker.pause: under faketime, which is how a second clock is made on one machine, a lock with a time
                 # limit (sem_clockwait) never times out, and select does

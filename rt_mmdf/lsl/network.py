@@ -93,7 +93,7 @@ class NetworkTransport:
         info = _bound_info(description)
         header = _header(info)
         check_header(header.name, header.n_channels, header.sfreq)
-        inlet = StreamInlet(info)
+        inlet = _open(info, 360)
         try:
             return _full_description(inlet, header, subscribe=False)
         finally:
@@ -209,7 +209,7 @@ class NetworkInlet:
         header = _header(info)
         check_header(header.name, header.n_channels, header.sfreq)
         # liblsl counts hundreds of samples instead of seconds where the rate is irregular
-        self._inlet = StreamInlet(info, max_buffered=max(1, math.ceil(buffer_s)))
+        self._inlet = _open(info, max(1, math.ceil(buffer_s)))
         try:
             self._description = _full_description(self._inlet, header, subscribe=True)
         except Exception:
@@ -286,9 +286,8 @@ class NetworkInlet:
     def _check(self, code: int) -> None:
         if code == _LOST:
             raise StreamError(
-                f"stream {self._description.name!r} on {self._description.hostname!r}: it is gone, and without a source "
-                "id it "
-                "cannot be found again by itself. Set a source id in the sending program, or start again when it is back."
+                f"stream {self._description.name!r} on {self._description.hostname!r}: it is gone and liblsl cannot find it "
+                "again, for lack of a source id. Set one in the sending program, or start again when the stream is back."
             )
         if code not in (0, _TIMEOUT):
             raise StreamError(f"stream {self._description.name!r}: liblsl could not read it ({_last_error()})")
@@ -313,7 +312,7 @@ class NetworkOffsetProbe:
     """
 
     def __init__(self, info: _BaseStreamInfo) -> None:
-        self._inlet = StreamInlet(info, max_buffered=1)
+        self._inlet = _open(info, 1)
         self._extended = getattr(lib, "lsl_time_correction_ex", None)
         if self._extended is not None:
             self._extended.restype = ctypes.c_double
@@ -388,6 +387,15 @@ def _bound_info(description: StreamDescription) -> _BaseStreamInfo:
             "program again."
         )
     return found[0]
+
+
+def _open(info: _BaseStreamInfo, buffer_s: int) -> StreamInlet:
+    try:
+        return StreamInlet(info, max_buffered=buffer_s)
+    except UnicodeDecodeError as error:  # mne-lsl reads name and type strictly
+        raise StreamDescriptionError(
+            f"stream {_header(info).name!r}: its name or type is not UTF-8 ({error}). Correct it in the sending program."
+        ) from error
 
 
 def _full_description(inlet: StreamInlet, header: StreamDescription, *, subscribe: bool) -> StreamDescription:

@@ -210,3 +210,44 @@ def test_receivers_and_clock_watch_over_the_network() -> None:
     assert block.n_times == 5
     assert offset is not None
     assert abs(offset.offset) <= offset.uncertainty
+
+
+@pytest.mark.lsl
+@pytest.mark.parametrize("source_id", ["", "amplifier-1"])
+def test_a_stream_that_vanishes_from_the_network_is_heard_again(source_id: str) -> None:
+    """Without a source id liblsl may report the loss or recover, by chance of timing; the receiver goes on in both cases."""
+    transport, name = NetworkTransport(), f"amp-{uuid4().hex}"
+    description = replace(AMP, name=name, source_id=source_id and f"{source_id}-{name}")
+    outlet = transport.outlet(description)
+    with Receiver(transport, StreamSettings(name=name), "eeg") as receiver:
+        assert outlet.wait_for_consumers(5.0)
+        outlet.push(np.zeros((1, 3)), 1.0)
+        deadline = time.monotonic() + 5.0
+        while receiver.arrivals.n_received < 1 and time.monotonic() < deadline:
+            receiver.step()
+        outlet.close()
+        for _ in range(3):
+            receiver.step()
+        with transport.outlet(description) as successor:
+            deadline = time.monotonic() + 20.0
+            while receiver.arrivals.n_received < 2 and time.monotonic() < deadline:
+                successor.push(np.ones((1, 3)), 2.0)
+                receiver.step()
+        assert receiver.arrivals.n_received >= 2
+
+
+def test_another_source_of_the_same_name_does_not_take_the_place_of_one_that_vanished() -> None:
+    transport = MemoryTransport()
+    assert isinstance(transport.clock, ManualClock)
+    outlet = transport.outlet(AMP)
+    receiver = Receiver(transport, SETTINGS, "eeg")
+    outlet.close()
+    stranger = transport.outlet(replace(AMP, source_id="somebody else"))
+    for _ in range(4):
+        transport.clock.advance(3.0)
+        stranger.push(np.zeros((1, 3)), 1.0)
+        receiver.step()
+    assert receiver.arrivals.n_received == 0
+    transport.outlet(AMP).push(np.zeros((2, 3)), np.array([1.0, 2.0]))
+    receiver.step()
+    assert receiver.arrivals.n_received == 2

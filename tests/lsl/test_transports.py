@@ -84,6 +84,7 @@ def test_the_description_arrives_as_it_was_sent(transport: Transport, opened: Ca
     for ours, theirs in zip(seen.channels[1:], sent.channels[1:], strict=True):
         assert ours.position == pytest.approx(theirs.position, rel=1e-12)
     assert seen.extra == sent.extra
+    assert transport.describe(found) == seen
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "int16", "int32", "int64"])
