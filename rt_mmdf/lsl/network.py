@@ -31,6 +31,7 @@ from rt_mmdf.core.blocks import Float64
 from rt_mmdf.core.errors import StreamDescriptionError, StreamError, StreamNotFound
 from rt_mmdf.lsl.description import MAX_CHANNELS, check_header, clean_label, clean_text, read_description, write_description
 from rt_mmdf.lsl.interface import ChannelDescription, ClockOffset, StreamDescription
+from rt_mmdf.lsl.library import quieten
 
 RESOLVE_ROUND_S = 0.6
 """One round of asking: multicast at once, known peers after 0.5 s (liblsl's ``UnicastMinRTT``)."""
@@ -57,6 +58,7 @@ class NetworkTransport:
     """The real network."""
 
     def __init__(self) -> None:
+        quieten()
         self.clock = NetworkClock()
 
     def resolve(
