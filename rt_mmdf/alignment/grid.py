@@ -290,6 +290,10 @@ class Aligner:
         """Longest that a resampler waits for samples after the one it computes."""
         return max(lane.n_ahead / lane.spec.sfreq for lane in self._lanes)
 
+    def look_ahead_samples(self, modality: Modality) -> int:
+        """Samples of one stream after its own time that a grid sample waits for."""
+        return self._lane(modality).n_ahead
+
     def add(self, modality: Modality, block: RawBlock) -> None:
         """Take samples of one stream."""
         self._lane(modality).add(block)

@@ -53,7 +53,7 @@ class DemoSettings(Settings):
     """
 
     seconds: float = 30.0
-    method: Method = "dSPM"
+    method: Method = "sLORETA"
     recording: Path | None = None
     head: Path | None = None
     noise_cov: Path | None = None
@@ -276,16 +276,21 @@ def _result(
         )
         return DemoResult(session.scorecard(alignment), picture)
     positions = np.where(peaks[:, None] >= 0, head.source_positions_mm[peaks], np.nan)
-    operator = session.imaging.build(session.imaging.full_key())
-    file_times = times - log["streams"]["meg"]["stamp_0"]
+    names, sos = session.imaging.channels.names, session.engine.chain.cleaning.filter.sos
+
+    def causal_filter(moments: Float64) -> Float64:
+        return np.asarray(sosfilt(sos, moments, axis=1))
+
+    # SNR against the noise that was simulated, not against what the engine believes of it
+    whitener, rank = truth.whitener(names, causal_filter)
     scored = score(
-        file_times,
+        times - log["streams"]["meg"]["stamp_0"],
         positions,
         truth,
-        whitener=operator.whitener.matrix,
-        rank=operator.whitener.rank,
-        ch_names=session.imaging.channels.names,
-        causal_filter=lambda moments: np.asarray(sosfilt(session.engine.chain.cleaning.filter.sos, moments, axis=1)),
+        whitener=whitener,
+        rank=rank,
+        ch_names=names,
+        causal_filter=causal_filter,
     )
     summary = scored.summary()
     _draw_scored(picture, head, session, watcher, scored, truth, log["streams"]["meg"]["stamp_0"])

@@ -14,7 +14,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from types import TracebackType
 from typing import Any
 
@@ -205,7 +205,7 @@ class Session:
             if self.files is not None:
                 self.files.put(estimate)
             if self._on_estimate is not None:
-                self._on_estimate(estimate)
+                self._on_estimate(replace(estimate, stamps=stamps))
 
     def _build_operator(self) -> None:
         key = self._wanted.take(0.2)

@@ -121,7 +121,7 @@ class SourceEstimate:
     flags : (n_times,) uint32 of `Flag`
     first : absolute index of the first sample on the (decimated) grid
     hop : running number of the hop, skipped hops included
-    unit : "A m" for moments, "" for standardised maps (dSPM, sLORETA, eLORETA as mne scales them)
+    unit : "A m" for moments (MNE, eLORETA), "" for standardised maps (dSPM, sLORETA)
     """
 
     data: Float32

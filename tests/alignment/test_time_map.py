@@ -1,4 +1,4 @@
-"""Lines are found among outliers, the sender's clock is followed, and the map stays continuous, monotone and slow to bend."""
+"""Lines are found among outliers, the sender's clock is followed, the map stays continuous, monotone and slow to bend."""
 
 from __future__ import annotations
 
