@@ -4,10 +4,11 @@
     python tools/bench/engine.py --against streamlsl  # beside a loop of mne-lsl's StreamLSL and mne's apply_inverse_raw
     python tools/bench/engine.py --against bare       # beside two inlets, sosfilt, one matrix product and a push
 
-A replay process publishes; what is measured runs in processes of its own, one after the other and again, on the same streams,
-so that whatever else the machine does disturbs them alike. The push of a sample is what the replay logged, on the clock that all
-processes of a machine share. Latency of a hop: its estimate's publication less the push of the last sample that it needs. What
-the resampler looks ahead (10 ms) is physics, as the fill of a block is, and not in these figures. The last line is JSON.
+A replay process publishes; what is measured runs in processes of its own, one after the other and again, on the same
+streams, so that whatever else the machine does disturbs them alike. The push of a sample is what the replay logged, on the
+clock that all processes of a machine share. Latency of a hop: its estimate's publication less the push of the last sample
+that it needs. What the resampler looks ahead (10 ms) is physics, as the fill of a block is, and not in these figures. The
+last line is JSON.
 """
 
 from __future__ import annotations
@@ -172,7 +173,7 @@ def run_streamlsl(prefix: str, seconds: float, out: Path) -> None:
         before = seen
         seen = [float(t[pick][n_new - 1]) for t, pick in zip(times, picked, strict=True)]
         # each block of 10 that this round completed was imaged now
-        for k in range(1, int(round((seen[1] - before[1]) * SFREQ / CHUNK)) + 1 if before[1] else 2):
+        for k in range(1, round((seen[1] - before[1]) * SFREQ / CHUNK) + 1 if before[1] else 2):
             last.append([s - (k - 1) * CHUNK / SFREQ for s in seen])
             published.append(done)
     for stream in streams:
