@@ -69,3 +69,16 @@ def test_a_full_inlet_drops_the_oldest() -> None:
     data, stamps = inlet.pull(0.0)
     assert data[:, 0].tolist() == list(range(30, 50))
     assert stamps[0] == 31.0
+
+
+def test_an_inlet_hears_an_outlet_that_comes_back_with_its_source_id() -> None:
+    """As liblsl's recovery is meant to; what the network really does, the receiver's tests hold."""
+    transport = MemoryTransport()
+    outlet = transport.outlet(DESCRIPTION)
+    inlet = transport.inlet(transport.resolve(name="a")[0])
+    outlet.close()
+    assert len(inlet.pull(0.0)[1]) == 0
+    successor = transport.outlet(DESCRIPTION)
+    assert successor.has_consumers()
+    successor.push(np.ones((1, 1), np.float32), 2.0)
+    assert inlet.pull(0.0)[1].tolist() == [2.0]

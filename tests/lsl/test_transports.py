@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import count
 from typing import Any
 from uuid import uuid4
 
@@ -201,22 +200,3 @@ def test_the_clock_of_the_same_machine_is_found_where_it_is(transport: Transport
     assert 0 <= offset.uncertainty < 0.01
     assert abs(offset.offset) <= offset.uncertainty + 1e-9
     assert before - 1.0 <= offset.at <= transport.clock.now()
-
-
-def test_an_outlet_that_comes_back_is_heard_again(transport: Transport, opened: Callable[[Any], Any]) -> None:
-    description = describe()
-    outlet = opened(transport.outlet(description))
-    inlet = opened(transport.inlet(find(transport, description)))
-    assert outlet.wait_for_consumers(LIMIT_S)
-    outlet.push(np.zeros((1, N_CHANNELS), np.float32), 1.0)
-    assert len(pull(inlet, 1)[1]) == 1
-    outlet.close()
-    assert len(inlet.pull(0.1)[1]) == 0
-    successor = opened(transport.outlet(description))
-    deadline, numbers = time.monotonic() + LIMIT_S, count(2)
-    stamps: np.ndarray = np.empty(0)
-    while not len(stamps) and time.monotonic() < deadline:
-        successor.push(np.ones((1, N_CHANNELS), np.float32), float(next(numbers)))
-        data, stamps = inlet.pull(0.1)
-    assert len(stamps)
-    assert data[0, 0] == 1.0
