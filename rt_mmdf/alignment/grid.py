@@ -72,7 +72,7 @@ class _Lane:
 
     def __init__(self, spec: StreamSpec, settings: AlignmentSettings, grid_sfreq: float, keep_map: bool) -> None:
         self.spec = spec
-        self.timeline = Timeline(spec.sfreq, spec.stamping)
+        self.timeline = Timeline(spec.sfreq, spec.stamping, f"the {spec.modality.upper()} stream")
         self.clock = SenderClock()
         self.map = TimeMap(spec.sfreq, history=None if keep_map else 600)
         self.resampler = None

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rt_mmdf.alignment.line_fit import Line, fit_line
+from rt_mmdf.alignment.rate_check import RateCheck
 from rt_mmdf.core.blocks import Float64
 from rt_mmdf.core.errors import StreamDescriptionError
 
@@ -76,6 +77,8 @@ class Timeline:
     stamping : str
         What a stamp means: the time of its own sample, or of the first or last sample of the block of samples that all
         carry this stamp. Blocks stamped with their last sample must be of constant length: the stamp comes with the first.
+    name : str
+        Of the stream, for messages.
 
     Attributes
     ----------
@@ -84,7 +87,8 @@ class Timeline:
         Goes up when the sender's clock was set back: times before and after cannot be compared.
     """
 
-    def __init__(self, sfreq: float, stamping: Stamping = "per_sample") -> None:
+    def __init__(self, sfreq: float, stamping: Stamping = "per_sample", name: str = "a stream") -> None:
+        self.name = name
         self.sfreq = sfreq
         self.stamping = stamping
         self.counts = TimelineCounts()
@@ -104,6 +108,7 @@ class Timeline:
         self._in_block = 0  # samples of the present block so far
         self._block_length = 1
         self._repeated_stamp = float("nan")  # of a block that is being dropped
+        self._rate_check = RateCheck(self.sfreq, shared_stamps=self.stamping != "per_sample")
 
     @property
     def next_index(self) -> int:
@@ -144,6 +149,11 @@ class Timeline:
         ----------
         stamps : (n,) float64
             Raw stamps of the samples that follow those consumed so far.
+
+        Raises
+        ------
+        StreamDescriptionError
+            The stamps tell another sampling rate than the nominal one, or there are none.
         """
         if self._line is None and not self._learn(stamps):
             return Placement(0, np.empty(0, np.intp), np.empty(0, np.int64), False)
@@ -198,6 +208,12 @@ class Timeline:
         if knot:
             self._renew_fit()
             self._next_knot = self._next + self._knot
+        if (rate := self._rate_check.add(stamps[:position])) is not None:
+            raise StreamDescriptionError(
+                f"{self.name} announces {self.sfreq:g} Hz, but its first time stamps tell {rate:.5g} Hz "
+                f"({1e6 * (rate / self.sfreq - 1):+.0f} ppm). Crystals are within 100 ppm: the sending program announces a "
+                "wrong rate, or loses samples all the time. Correct that there; what is wrong cannot be aligned."
+            )
         return Placement(position, np.array(keep, np.intp), np.array(numbers, np.int64), knot)
 
     def _learn(self, stamps: Float64) -> bool:
@@ -216,7 +232,7 @@ class Timeline:
             starts = starts[:3]
         if len(starts) == 0:
             raise StreamDescriptionError(
-                f"the first {len(first)} samples of a stream carry no finite time stamp; LSL time stamps in seconds are "
+                f"the first {len(first)} samples of {self.name} carry no finite time stamp; LSL time stamps in seconds are "
                 "expected. Restart the sender, or look at it with: rt-mmdf streams"
             )
         if self.stamping != "per_sample":
