@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import mne
 import numpy as np
 import pytest
-from scipy.signal import sosfilt, sosfilt_zi
 
 from rt_mmdf.acquisition.clockwatch import ClockWatch
 from rt_mmdf.acquisition.receiver import Receiver
@@ -19,53 +18,13 @@ from rt_mmdf.app.intake import Intake
 from rt_mmdf.app.settings import SessionSettings
 from rt_mmdf.core.blocks import SourceEstimate
 from rt_mmdf.core.channels import Modality
-from rt_mmdf.headmodel.head import HeadModel
-from rt_mmdf.headmodel.subject import build_subject
-from rt_mmdf.headmodel.whitener import imaging_info
 from rt_mmdf.lsl.interface import ChannelDescription, StreamDescription
 from rt_mmdf.lsl.memory import ManualClock, MemoryTransport
 from rt_mmdf.preprocessing.whitening import OperatorSwitch
 
 T0 = 2000.0  # sensor time of the first sample, this machine's clock
 CHUNK = {Modality.EEG: 7, Modality.MEG: 16}
-
-
-@pytest.fixture(scope="module")
-def raw(sample_data: Path) -> mne.io.BaseRaw:
-    return mne.io.read_raw_fif(sample_data / "sample_audvis_5s_raw.fif", preload=True, verbose="ERROR")
-
-
-@pytest.fixture(scope="module")
-def head(sample_data: Path, raw: mne.io.BaseRaw) -> HeadModel:
-    names = ("sample-trans.fif", "sample-oct5-src.fif", "sample-320-320-320-bem-sol.fif")
-    return build_subject(raw.info, *(sample_data / name for name in names), name="sample")
-
-
-@pytest.fixture(scope="module")
-def head_folder(head: HeadModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("head")
-    head.save(folder)
-    return folder
-
-
-def settings(head_folder: Path, sample_data: Path, raw: mne.io.BaseRaw, method: str, grid: str) -> SessionSettings:
-    return SessionSettings.model_validate(
-        {
-            "acquisition": {"eeg": {"name": "s-EEG"}, "meg": {"name": "s-MEG"}},
-            "alignment": {"grid": grid},
-            "hop_ms": 20,
-            "budget_ms": 1e6,
-            "preprocessing": {
-                "filters": {"band_pass": {"low_hz": 1.0, "high_hz": 40.0}, "notch": {"freqs_hz": [60.0]}},
-                "bads": raw.info["bads"],
-                "bad_channels": {"enabled": False},
-                "projections": sample_data / "sample_audvis_5s_raw.fif",
-            },
-            "head": {"folder": head_folder},
-            "noise": {"file": sample_data / "sample_audvis-cov.fif"},
-            "solver": {"method": method},
-        }
-    )
+Offline = Any  # the fixture's class lives in conftest.py
 
 
 @dataclass
@@ -116,40 +75,6 @@ def image_live(raw: mne.io.BaseRaw, config: SessionSettings, offset_s: float, dr
     return Live(engine, imaging, estimates)
 
 
-def image_offline(raw: mne.io.BaseRaw, live: Live, data: np.ndarray) -> np.ndarray:
-    """The same causal filters on all samples at once, then mne's own apply_inverse_raw."""
-    imaging = live.imaging
-    sos = live.engine.chain.cleaning.filter.sos
-    start = sosfilt_zi(sos)[:, None, :] * data[:, :1]
-    filtered, _ = sosfilt(sos, data, axis=1, zi=start)
-    good = [name for name in imaging.channels.names if name not in raw.info["bads"]]
-    info = imaging_info(imaging.head.info, good, imaging.projectors)
-    with info._unlock():
-        info["sfreq"] = raw.info["sfreq"]
-    rows = imaging.channels.indices(good)
-    forward = mne.pick_channels_forward(imaging.head.forward, good, ordered=True, verbose="ERROR")
-    inverse = mne.minimum_norm.make_inverse_operator(
-        info, forward, imaging.noise_cov, loose=0, fixed=True, depth=imaging.solver.depth, verbose="ERROR"
-    )
-    return mne.minimum_norm.apply_inverse_raw(
-        mne.io.RawArray(filtered[rows], info, verbose="ERROR"),
-        inverse,
-        imaging.solver.lambda2,
-        imaging.solver.method,
-        pick_ori=None,
-        verbose="ERROR",
-    ).data
-
-
-def in_file_order(raw: mne.io.BaseRaw, live: Live) -> np.ndarray:
-    names = live.imaging.channels.names
-    return raw.get_data([raw.ch_names.index(name) for name in names]).astype(np.float32).astype(np.float64)
-
-
-def relative_difference(a: np.ndarray, b: np.ndarray) -> float:
-    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
-
-
 def check_every_sample_is_accounted_for(live: Live) -> None:
     firsts = [e.first for e in live.estimates]
     assert firsts == [live.engine.intake.hop * k for k in range(len(firsts))]
@@ -161,15 +86,15 @@ def check_every_sample_is_accounted_for(live: Live) -> None:
 @pytest.mark.sample
 @pytest.mark.parametrize("method", ["MNE", "dSPM", "sLORETA", "eLORETA"])
 def test_sample_by_sample_the_live_estimate_is_mnes(
-    method: str, sample_data: Path, raw: mne.io.BaseRaw, head_folder: Path
+    method: str, raw: mne.io.BaseRaw, sample_settings: Callable[..., SessionSettings], offline: Offline
 ) -> None:
-    live = image_live(raw, settings(head_folder, sample_data, raw, method, "samples"), 100.0, 0.0)
+    live = image_live(raw, sample_settings(method=method, grid="samples"), 100.0, 0.0)
     check_every_sample_is_accounted_for(live)
     got = np.hstack([e.data for e in live.estimates])
     n = got.shape[1]
     assert n > raw.n_times - 3 * live.engine.intake.hop  # all but the last chunks and hop, which never filled
-    wanted = image_offline(raw, live, in_file_order(raw, live)[:, :n])
-    assert relative_difference(got, wanted) < 1e-4
+    wanted = offline.image(live, offline.in_file_order(live)[:, :n])
+    assert offline.relative_difference(got, wanted) < 1e-4
     times = np.concatenate([e.times for e in live.estimates])
     np.testing.assert_allclose(times, T0 + np.arange(n) / raw.info["sfreq"], atol=2e-5)
 
@@ -177,22 +102,22 @@ def test_sample_by_sample_the_live_estimate_is_mnes(
 @pytest.mark.sample
 @pytest.mark.parametrize("method", ["MNE", "dSPM", "sLORETA", "eLORETA"])
 def test_through_fitted_clocks_the_live_estimate_is_that_of_the_resampled_file(
-    method: str, sample_data: Path, raw: mne.io.BaseRaw, head_folder: Path
+    method: str, raw: mne.io.BaseRaw, sample_settings: Callable[..., SessionSettings], offline: Offline
 ) -> None:
-    live = image_live(raw, settings(head_folder, sample_data, raw, method, "clock"), 100.0, 150.0)
+    live = image_live(raw, sample_settings(method=method, grid="clock"), 100.0, 150.0)
     check_every_sample_is_accounted_for(live)
     times = np.concatenate([e.times for e in live.estimates])
-    resampled = np.vstack(list(resample_at_the_reported_map(raw, live, times)))
-    wanted = image_offline(raw, live, resampled)
+    resampled = np.vstack(list(resample_at_the_reported_map(offline.in_file_order(live), live, times)))
+    wanted = offline.image(live, resampled)
     got = np.hstack([e.data for e in live.estimates])
     inside = (times > times[0] + 0.2) & (times < times[-1] - 0.3)  # the long sinc needs samples on both sides
     assert inside.sum() > 1200
-    assert relative_difference(got[:, inside], wanted[:, inside]) < 1e-3
+    assert offline.relative_difference(got[:, inside], wanted[:, inside]) < 1e-3
 
 
-def resample_at_the_reported_map(raw: mne.io.BaseRaw, live: Live, times: np.ndarray) -> Iterator[np.ndarray]:
+def resample_at_the_reported_map(data: np.ndarray, live: Live, times: np.ndarray) -> Iterator[np.ndarray]:
     """Each modality by a Hann-windowed sinc of 128 samples: nothing of the engine's own resampler."""
-    data, reach = in_file_order(raw, live), 64
+    reach = 64
     for modality in Modality:
         rows = live.imaging.channels.of_modality(modality)
         position = live.engine.intake.aligner.time_map(modality).indices_at(times)
@@ -201,5 +126,5 @@ def resample_at_the_reported_map(raw: mne.io.BaseRaw, live: Live, times: np.ndar
         for j, (k, p) in enumerate(zip(whole, position, strict=True)):
             at = np.arange(k - reach + 1, k + reach + 1)
             weights = np.sinc(at - p) * np.cos(np.pi * (at - p) / (2 * reach)) ** 2
-            out[:, j] = data[rows][:, np.clip(at, 0, raw.n_times - 1)] @ (weights / weights.sum())
+            out[:, j] = data[rows][:, np.clip(at, 0, data.shape[1] - 1)] @ (weights / weights.sum())
         yield out
