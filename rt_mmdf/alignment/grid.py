@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -104,8 +105,11 @@ class _Lane:
         self._undecided = block
 
     def _note_pulls(self, received: Float64) -> None:
-        edges = np.flatnonzero(np.diff(received)) + 1
-        self._pulls += np.diff(np.concatenate([[0], edges, [len(received)]])).tolist()
+        if received[0] == received[-1]:
+            self._pulls.append(len(received))
+        else:
+            edges = np.flatnonzero(np.diff(received)) + 1
+            self._pulls += np.diff(np.concatenate([[0], edges, [len(received)]])).tolist()
         del self._pulls[:-100]
         self._typical_pull = sorted(self._pulls)[len(self._pulls) // 2]
 
@@ -176,7 +180,7 @@ class _Lane:
         if not self.map.ready:
             return float("inf")
         sender = self.timeline.sender_time(self.stop)
-        sd = float(np.hypot(self.timeline.sender_time_sd(self.stop), self.clock.sd(sender)))
+        sd = math.hypot(self.timeline.sender_time_sd(self.stop), self.clock.sd(sender))
         return 2 * sd + abs(self.map.error)
 
     @property

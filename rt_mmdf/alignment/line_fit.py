@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,24 +55,35 @@ def fit_line(x: Float64, y: Float64, noise_sd: Float64 | None, slope_sd: float, 
     """
     at = float(x[-1])
     centred = x - at
-    known = np.full(len(x), floor_sd) if noise_sd is None else np.maximum(noise_sd, floor_sd)
-    sd = (
-        known
-        if noise_sd is not None
-        else np.full(len(x), max(floor_sd, 1.4826 * float(np.median(np.abs(y - np.median(y))))))
-    )
+    known = noise_sd is not None
+    sd = np.maximum(noise_sd, floor_sd) if noise_sd is not None else np.array(_spread(y - _median(y), floor_sd))
     robust = np.ones(len(x))
-    value = slope = 0.0
-    covariance = np.eye(2)
+    value = slope = value_var = slope_var = 0.0
     for _ in range(4):
         weight = robust / sd**2
-        sx, sxx = float(weight @ centred), float(weight @ centred**2)
-        information = np.array([[float(weight.sum()), sx], [sx, sxx + slope_sd**-2]])
-        covariance = np.linalg.inv(information)
-        value, slope = covariance @ np.array([float(weight @ y), float(weight @ (centred * y))])
+        weighted = weight * centred
+        # the normal equations of two unknowns, solved by hand: this runs beside every hop
+        sw, sx, sxx = float(weight.sum()), float(weighted.sum()), float(weighted @ centred) + slope_sd**-2
+        sy, sxy = float(weight @ y), float(weighted @ y)
+        determinant = sw * sxx - sx * sx
+        value, slope = (sxx * sy - sx * sxy) / determinant, (sw * sxy - sx * sy) / determinant
+        value_var, slope_var = sxx / determinant, sw / determinant
         residual = y - value - slope * centred
-        if noise_sd is None:
-            sd = np.full(len(x), max(floor_sd, 1.4826 * float(np.median(np.abs(residual)))))
+        if not known:
+            sd = np.array(_spread(residual, floor_sd))
         scaled = np.abs(residual) / sd
+        if scaled.max() <= HUBER and (robust == 1.0).all() and known:
+            break  # nothing to reweight
         robust = np.where(scaled > HUBER, HUBER / np.maximum(scaled, HUBER), 1.0)
-    return Line(at, float(value), float(slope), float(np.sqrt(covariance[0, 0])), float(np.sqrt(covariance[1, 1])))
+    return Line(at, value, slope, math.sqrt(value_var), math.sqrt(slope_var))
+
+
+def _spread(residual: Float64, floor_sd: float) -> float:
+    """Robust standard deviation, from the median of the magnitudes."""
+    return max(floor_sd, 1.4826 * _median(np.abs(residual)))
+
+
+def _median(values: Float64) -> float:
+    """Upper median: a fifth of the time of numpy's, which matters more here than the mean of two middle values."""
+    middle = len(values) // 2
+    return float(np.partition(values, middle)[middle])

@@ -133,7 +133,7 @@ class TimeMap:
             here, self.error = target, 0.0
         self._index.append(float(index))
         self._time.append(here)
-        slew = float(np.clip(self.error / CORRECTION_TIME_S, -SLEW_PPM * 1e-6, SLEW_PPM * 1e-6))
+        slew = min(max(self.error / CORRECTION_TIME_S, -SLEW_PPM * 1e-6), SLEW_PPM * 1e-6)
         self._slope = interval * (1.0 + slew)
         return jumped
 
@@ -144,6 +144,8 @@ class TimeMap:
 
     def time_at(self, index: float) -> float:
         """This machine's LSL time of one sample, beyond the last knot by its slope."""
+        if index >= self._index[-1]:
+            return self._time[-1] + (index - self._index[-1]) * self._slope
         return float(self.times_at(np.array([index]))[0])
 
     def _newest(self, n: int = 16) -> tuple[list[float], list[float]]:

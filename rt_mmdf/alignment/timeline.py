@@ -157,6 +157,35 @@ class Timeline:
         """
         if self._line is None and not self._learn(stamps):
             return Placement(0, np.empty(0, np.intp), np.empty(0, np.int64), False)
+        placement = self._place_regular(stamps) or self._place_one_by_one(stamps)
+        if (rate := self._rate_check.add(stamps[: placement.consumed])) is not None:
+            raise StreamDescriptionError(
+                f"{self.name} announces {self.sfreq:g} Hz, but its first time stamps tell {rate:.5g} Hz "
+                f"({1e6 * (rate / self.sfreq - 1):+.0f} ppm). Crystals are within 100 ppm: the sending program announces a "
+                "wrong rate, or loses samples all the time. Correct that there; what is wrong cannot be aligned."
+            )
+        return placement
+
+    def _place_regular(self, stamps: Float64) -> Placement | None:
+        """What `_place_one_by_one` does with samples that are all as expected, in one go; None where one is not."""
+        if self.stamping != "per_sample" or len(stamps) == 0:
+            return None
+        line = self._line
+        assert line is not None, "the first samples have been learnt"
+        n = min(len(stamps), self._next_knot - self._next)
+        index = np.arange(self._next, self._next + n)
+        nominal = (index - self._origin_index) / self.sfreq
+        on_line = line.value + line.slope * (nominal - line.at)
+        residual = stamps[:n] - (self._origin_time + nominal + on_line)
+        if not np.abs(residual).max() <= self._tolerance:  # NaN, too
+            return None
+        self.counts.received += n
+        self._new_anchors += zip(nominal.tolist(), (residual + on_line).tolist(), strict=True)
+        self._last_stamp = float(stamps[n - 1])
+        self._next += n
+        return Placement(n, np.arange(n), index, self._pass_knot())
+
+    def _place_one_by_one(self, stamps: Float64) -> Placement:
         keep: list[int] = []
         numbers: list[int] = []
         values = stamps.tolist()
@@ -174,12 +203,12 @@ class Timeline:
                 if verdict == "undecided":
                     break
                 if verdict == "new epoch":
-                    if keep:
+                    if position:
                         break  # it begins with a call of its own
                     self.counts.restarts += 1
                     self.epoch += 1
                     self._begin_epoch(self._next + 1)  # one number is left out: a hole that nothing is joined over
-                    return self.place(stamps[position:])
+                    return self.place(stamps)
                 if verdict == "repeated":
                     off_sample = abs(residual * self.sfreq - round(residual * self.sfreq))
                     self.counts.received += 1
@@ -204,17 +233,14 @@ class Timeline:
             numbers.append(self._next)
             self._next += 1
             position += 1
-        knot = self._next >= self._next_knot
-        if knot:
-            self._renew_fit()
-            self._next_knot = self._next + self._knot
-        if (rate := self._rate_check.add(stamps[:position])) is not None:
-            raise StreamDescriptionError(
-                f"{self.name} announces {self.sfreq:g} Hz, but its first time stamps tell {rate:.5g} Hz "
-                f"({1e6 * (rate / self.sfreq - 1):+.0f} ppm). Crystals are within 100 ppm: the sending program announces a "
-                "wrong rate, or loses samples all the time. Correct that there; what is wrong cannot be aligned."
-            )
-        return Placement(position, np.array(keep, np.intp), np.array(numbers, np.int64), knot)
+        return Placement(position, np.array(keep, np.intp), np.array(numbers, np.int64), self._pass_knot())
+
+    def _pass_knot(self) -> bool:
+        if self._next < self._next_knot:
+            return False
+        self._renew_fit()
+        self._next_knot = self._next + self._knot
+        return True
 
     def _learn(self, stamps: Float64) -> bool:
         """Begin the fit from the first samples of an epoch; False while there are too few."""
