@@ -33,7 +33,7 @@ from rt_mmdf.lsl.library import liblsl_version
 from rt_mmdf.preprocessing.whitening import OperatorKey, OperatorSwitch
 from rt_mmdf.runtime.mailbox import Mailbox, NewestValue, Signal
 from rt_mmdf.runtime.telemetry import LatencyRecorder, ProcessLoad
-from rt_mmdf.runtime.worker import Worker
+from rt_mmdf.runtime.worker import Worker, quick_handover
 from rt_mmdf.sinks.estimates import EstimateDescription, EstimateOutlets
 from rt_mmdf.sinks.health import HealthOutlet
 from rt_mmdf.sinks.sources import SourceSpaceDescription
@@ -88,6 +88,7 @@ class Session:
         try:
             # one thread for each product: two cores are shared with the receivers, and a second BLAS thread only waits
             self._resources.enter_context(threadpool_limits(1, "blas"))
+            self._resources.enter_context(quick_handover())
             report("looking for the streams", 0.0)
             streaming = survey_streams(settings, transport)
             if len(streaming.modalities) == 1:

@@ -17,7 +17,6 @@ from rt_mmdf.core.errors import ConfigurationError, SinkError
 if TYPE_CHECKING:
     from rt_mmdf.acquisition.replay import Replay, ReplaySettings
 
-LINGER_S = 1.0  # after the last sample: consumers take what is still on its way
 MODALITIES = ("eeg", "meg")
 
 
@@ -198,7 +197,6 @@ def _play(player: Replay, settings: ReplaySettings) -> None:
                 what = "playing" if player.started else "waiting for consumers"
                 bars.update(task, description=what, completed=done, second=done / logs[0].sfreq)
             worker.check()
-            player.ended.wait(LINGER_S)
         finally:
             worker.stop()
 

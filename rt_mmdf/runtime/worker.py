@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from rt_mmdf.core.errors import WorkerFailed
+
+
+@contextmanager
+def quick_handover(interval_s: float = 5e-4) -> Iterator[None]:
+    """While this lasts, a thread that has work waits at most about this long for one that computes in Python.
+
+    The interpreter's own 5 ms are half a hop. At 0.5 ms the handovers cost less than 1 % of a core.
+    """
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(interval_s)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
 
 
 class Worker:

@@ -91,13 +91,14 @@ def run_engine(prefix: str, seconds: float, out: Path) -> None:
 
 def kernel() -> tuple[np.ndarray, object, object]:
     """The matrix, inverse operator and info that the others image with: dSPM on the same head."""
+    from rt_mmdf.core.channels import Modality
     from rt_mmdf.headmodel.noise import ad_hoc_noise_cov
     from rt_mmdf.headmodel.template import build_template
     from rt_mmdf.headmodel.whitener import imaging_info
     from rt_mmdf.solvers.linear import SolverSettings, sensor_kernel
 
     head = build_template()
-    names = [head.ch_names[i] for m in MODALITIES for i in head.channels.of_modality(m)]  # type: ignore[arg-type]
+    names = [head.ch_names[i] for m in Modality for i in head.channels.of_modality(m)]
     info = imaging_info(head.info, names, ())
     forward = mne.pick_channels_forward(head.forward, names, ordered=True, verbose="ERROR")
     noise_cov = ad_hoc_noise_cov(head.channels)
