@@ -86,7 +86,7 @@ def read_recording(path: Path) -> Recording:
         The file does not exist, is of an unknown kind, truncated, or holds neither EEG nor MEG.
     """
     if not path.exists():
-        raise RecordingError(f"recording {path}: no such file or folder.")
+        raise RecordingError(f"recording {path}: no such file or folder. Give the path of a recording that MNE reads.")
     if path.suffix.lower() in (".xdf", ".xdfz"):
         return _read_xdf(path)
     raw = reading(path.name, lambda: mne.io.read_raw(path, preload=False, verbose="error"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -112,6 +113,8 @@ class Scorecard:
 def write_json(path: Path, content: object) -> None:
     """Write strict JSON by way of a temporary file beside it, so that nobody ever reads half a report.
 
+    What is no plain file (a pipe, a device) is written to as it is.
+
     Raises
     ------
     SinkError
@@ -120,6 +123,9 @@ def write_json(path: Path, content: object) -> None:
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     temporary: str | None = None
     try:
+        if path.exists() and not path.is_file():
+            path.write_text(text, encoding="utf-8")
+            return
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
@@ -130,10 +136,32 @@ def write_json(path: Path, content: object) -> None:
     except OSError as error:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
-        raise SinkError(
-            f"report {path}: cannot be written ({error.strerror or error}). Choose a file in a folder that exists, that you "
-            "may write to, and with space left."
-        ) from error
+        raise _not_written(path, error) from error
+
+
+def check_report_path(path: Path) -> None:
+    """Raise SinkError where no report could be written: better told before a session than after it.
+
+    Raises
+    ------
+    SinkError
+        The folder is missing or closed, or `path` is a folder.
+    """
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not path.exists():
+            with tempfile.NamedTemporaryFile(prefix=f".{path.name}.", dir=path.parent):
+                pass
+    except OSError as error:
+        raise _not_written(path, error) from error
+
+
+def _not_written(path: Path, error: OSError) -> SinkError:
+    return SinkError(
+        f"report {path}: cannot be written ({error.strerror or error}). Choose a file in a folder that exists, that you may "
+        "write to, and with space left."
+    )
 
 
 def versions(liblsl: str) -> dict[str, str]:
@@ -178,6 +206,9 @@ def _render(card: Scorecard) -> RenderableType:
     table.add_row("hops skipped", _count(card.skipped_hops), "left out to catch up with the present")
     lost = Text(", ").join(Text.assemble(f"{name.upper()} ", _count(number)) for name, number in card.lost_samples.items())
     table.add_row("samples lost", lost, "sent, by the stamps, and never received")
+    if flags := card.extra.get("flags"):
+        listed = ", ".join(f"{name} {number}" for name, number in flags.items())
+        table.add_row("samples flagged", listed, "see the companion stream")
     table.add_row("latency", _figures(card.latency_ms, "ms", 2), "from the intended time of a hop to its publication")
     source = {"truth": "against the known time", "fit": "uncertainty of the clock fit"}.get(
         str(card.extra.get("alignment_source")), ""

@@ -43,6 +43,7 @@ logger = logging.getLogger(__name__)
 
 PUMP_WAIT_S = 0.05  # the engine looks at the clock this often even when nothing arrives
 HEALTH_INTERVAL_S = 1.0
+SILENT_S = 2.0  # a stream without samples for so long is told of
 START_UP_S = 2.0  # latencies of the first seconds (page faults, caches) are reported apart
 
 
@@ -87,7 +88,7 @@ class Session:
         self.newest_status: NewestValue[dict[str, Any]] = NewestValue()
         try:
             # one thread for each product: two cores are shared with the receivers, and a second BLAS thread only waits
-            self._resources.enter_context(threadpool_limits(1, "blas"))
+            self._resources.enter_context(threadpool_limits(2, "blas"))
             self._resources.enter_context(quick_handover())
             report("looking for the streams", 0.0)
             streaming = survey_streams(settings, transport)
@@ -119,7 +120,9 @@ class Session:
             self._resources.close()
             raise
         self._started = math.nan
+        self._stopped = math.inf
         self._first_estimate = math.nan
+        self._silent: set[Modality] = set()
 
     def _open_outlets(self) -> EstimateOutlets:
         head, solver = self.imaging.head, self.imaging.solver
@@ -143,7 +146,7 @@ class Session:
 
     def start(self) -> Session:
         """Start all workers; estimates come as soon as the clocks of all streams have been measured."""
-        self._started = self._clock.now()
+        self._started, self._stopped = self._clock.now(), math.inf
         self._first_estimate = math.nan
         for key in self.imaging.keys_in_advance():
             self._wanted.put(key)
@@ -168,6 +171,7 @@ class Session:
 
     def stop(self) -> None:
         """Stop all workers and close all streams; raises the error that ended a worker, if one did."""
+        self._stopped = min(self._stopped, self._clock.now())
         failure: RtMmdfError | None = None
         for worker in self._workers:
             try:
@@ -220,13 +224,34 @@ class Session:
 
     def _report_health(self, worker: Worker) -> None:
         worker.pause(HEALTH_INTERVAL_S)
+        self._tell_of_silence()
         status = self.status()
         self.health.publish(status)
         self.newest_status.put(status)
 
+    def _tell_of_silence(self) -> None:
+        """Say once that a stream has stopped sending, and once that it is back."""
+        now = self._clock.now()
+        for modality, receiver in self.intake.receivers.items():
+            stream = f"stream {receiver.description.name!r} ({modality.upper()})"
+            silent = now - receiver.arrivals.last_received > SILENT_S
+            if silent and modality not in self._silent:
+                self._silent.add(modality)
+                logger.warning(
+                    "%s has sent nothing for %g s. Is its program still running? %s",
+                    stream,
+                    SILENT_S,
+                    "Imaging goes on without it until it is back."
+                    if len(self._silent) < len(self.intake.receivers)
+                    else "Nothing is imaged until it is back.",
+                )
+            elif not silent and modality in self._silent:
+                self._silent.remove(modality)
+                logger.warning("%s is back.", stream)
+
     def status(self) -> dict[str, Any]:
         """Everything that is known about the session now: what the health stream carries, see `newest_status`."""
-        now = self._clock.now()
+        now = min(self._clock.now(), self._stopped)
         usage = self._load.recent()
         counts = self.engine.counts
         summary = self.latency.summary()
@@ -278,8 +303,8 @@ class Session:
 
     @property
     def seconds_running(self) -> float:
-        """Since `start`."""
-        return self._clock.now() - self._started
+        """Since `start`, until `stop`."""
+        return min(self._clock.now(), self._stopped) - self._started
 
     @property
     def n_estimates(self) -> int:

@@ -42,6 +42,7 @@ def demo(
         rt-mmdf demo sample_raw.fif --head heads/sample --noise-cov sample-cov.fif
     """
     from rt_mmdf.app.demo import DemoSettings, run_demo
+    from rt_mmdf.app.scorecard import check_report_path
     from rt_mmdf.core.errors import ConfigurationError
     from rt_mmdf.core.settings import validate_settings
     from rt_mmdf.lsl.network import NetworkTransport
@@ -60,6 +61,8 @@ def demo(
         "out": out,
     }
     settings = validate_settings(content, DemoSettings, where="demo")
+    if report is not None:
+        check_report_path(report)
     pause = Signal()
     with progress_bar() as progress, live_status() as on_status:
         result = run_demo(

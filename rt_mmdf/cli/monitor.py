@@ -31,6 +31,7 @@ def monitor(
 
     Ctrl-C ends it with the scorecard. `rt-mmdf streams` lists what there is to listen to.
     """
+    from rt_mmdf.app.scorecard import check_report_path
     from rt_mmdf.app.session import Session
     from rt_mmdf.app.settings import SessionSettings
     from rt_mmdf.core.settings import load_settings
@@ -38,13 +39,18 @@ def monitor(
     from rt_mmdf.runtime.mailbox import Signal
 
     settings = load_settings(config, SessionSettings)
+    if report is not None:
+        check_report_path(report)
     pause = Signal()
     with progress_bar() as progress:
         session = Session(settings, NetworkTransport(), progress=progress)
     try:
         with session, live_status() as on_status:
             ERR.print(
-                f"Publishing {settings.name}-sources, -sources-companion, -sources-strongest and {settings.name}-health."
+                f"Publishing {settings.name}-sources, -sources-companion, -sources-strongest and {settings.name}-health. "
+                "Ctrl-C ends it.",
+                highlight=False,
+                soft_wrap=True,
             )
             while seconds is None or session.seconds_running < seconds:
                 pause.wait(0.5)

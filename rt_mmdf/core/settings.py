@@ -51,7 +51,8 @@ def validate_settings(content: dict[str, Any], kind: type[SettingsT], where: str
 
 
 def _explain(detail: Any, kind: type[BaseModel]) -> str:
-    location = ".".join(str(part) for part in detail["loc"]) or "(whole file)"
+    # "[key]": pydantic's word for a key of a mapping that is wrong itself
+    location = ".".join(str(part) for part in detail["loc"] if part != "[key]") or "(whole file)"
     if detail["type"] == "extra_forbidden":
         known = ", ".join(_known_keys(kind, detail["loc"][:-1]))
         return f"{location}: unknown key. Known here: {known}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -226,16 +227,30 @@ class NoiseCovarianceEstimator:
 
 
 def check_cov_path(path: Path) -> None:
-    """Raise NoiseCovarianceError unless the name is one that mne accepts; worth knowing before a minute of measuring."""
+    """Raise NoiseCovarianceError unless a covariance can be written there; worth knowing before a minute of measuring."""
     if not path.name.endswith(("-cov.fif", "_cov.fif", "-cov.fif.gz", "_cov.fif.gz")):
-        raise NoiseCovarianceError(f"noise covariance {path}: the name must end in -cov.fif, as mne expects.")
+        raise NoiseCovarianceError(
+            f"noise covariance {path}: the name must end in -cov.fif, as mne expects. Choose another name."
+        )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(prefix=f".{path.name}.", dir=path.parent):
+            pass
+    except OSError as error:
+        raise _not_written(path, error) from error
 
 
 def save_noise_cov(noise_cov: mne.Covariance, path: Path) -> None:
     """Write a -cov.fif, replacing an earlier one; NoiseCovarianceError if that cannot be done."""
     check_cov_path(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         mne.write_cov(path, noise_cov, overwrite=True, verbose="ERROR")
     except OSError as error:
-        raise NoiseCovarianceError(f"noise covariance {path}: cannot be written ({error}).") from error
+        raise _not_written(path, error) from error
+
+
+def _not_written(path: Path, error: OSError) -> NoiseCovarianceError:
+    return NoiseCovarianceError(
+        f"noise covariance {path}: cannot be written ({error.strerror or error}). Choose a folder that you may write to, "
+        "with space left."
+    )

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from mne_lsl.lsl import library_version, set_config_content
 
-QUIET = "[log]\nlevel = -2\n"
-"""Errors only: what warnings and notes tell of streams, the health report tells better."""
+QUIET = "[log]\nlevel = -3\n"
+"""Fatal errors only: what liblsl tells of streams that break off, the session tells better, and in its own place."""
 
 
 def liblsl_version() -> str:
