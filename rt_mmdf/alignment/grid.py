@@ -94,6 +94,7 @@ class _Lane:
         self._typical_pull = 1
         self.shift = 0  # samples grid: stream number less grid number
         self.grid_missing = 0
+        self.wanted = 0  # see `Aligner.wanted`
         self.new_hole = True  # the next sample on the grid comes after a hole, or is the first
 
     def add(self, block: RawBlock) -> None:
@@ -182,6 +183,11 @@ class _Lane:
         sender = self.timeline.sender_time(self.stop)
         sd = math.hypot(self.timeline.sender_time_sd(self.stop), self.clock.sd(sender))
         return 2 * sd + abs(self.map.error)
+
+    @property
+    def n_undecided(self) -> int:
+        """Samples that wait for their successors to be placed."""
+        return 0 if self._undecided is None else self._undecided.n_times
 
     @property
     def newest_time(self) -> float:
@@ -309,6 +315,10 @@ class Aligner:
     def _lane(self, modality: Modality) -> _Lane:
         return next(lane for lane in self._lanes if lane.spec.modality is modality)
 
+    def wanted(self, modality: Modality) -> int:
+        """Samples that the next hop still lacks of a stream, as far as known: while fewer have come, nothing can be made."""
+        return self._lane(modality).wanted
+
     def advance(self, now: float) -> AlignedHop | None:
         """The next hop, if it is complete or a modality is given up for it at LSL time `now`."""
         for lane in self._lanes:
@@ -326,6 +336,8 @@ class Aligner:
         late = now - self.settings.late_ms * 1e-3
         expected = (not here and lane.newest_time >= late for lane, here in zip(self._lanes, present, strict=True))
         if any(expected) or (not any(present) and times[-1] >= late):
+            for lane, position in zip(self._lanes, positions, strict=True):
+                lane.wanted = max(0, int(position[-1]) + lane.n_ahead + 1 - lane.stop - lane.n_undecided)
             return None
         hop = self._assemble(times, positions, present, now)
         self._next_hop += 1

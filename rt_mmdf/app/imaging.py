@@ -64,6 +64,19 @@ class Imaging:
                 head.name,
                 ", ".join(not_imaged[:5]),
             )
+        absent = [
+            name
+            for name, kind in zip(head.ch_names, head.channels.types, strict=True)
+            if kind.modality in streaming.modalities and name not in channels
+        ]
+        if absent:
+            logger.warning(
+                "%d of the %d channels of head model %r do not stream (%s); imaging goes on without them",
+                len(absent),
+                len(head.ch_names),
+                head.name,
+                ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else ""),
+            )
         bads = settings.preprocessing.bads
         if unknown := [name for name in bads if name not in streaming]:
             raise ConfigurationError(

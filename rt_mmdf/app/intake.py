@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 
@@ -18,6 +19,8 @@ from rt_mmdf.core.errors import ConfigurationError, StreamError
 from rt_mmdf.lsl.interface import Clock, Transport
 from rt_mmdf.runtime.mailbox import Signal
 from rt_mmdf.runtime.worker import Worker
+
+LOOK_ANYWAY_S = 0.02  # clocks go on, and a stream that has gone silent is given up, even when nothing can be made
 
 
 def survey_streams(settings: SessionSettings, transport: Transport) -> Channels:
@@ -77,6 +80,7 @@ class Intake:
         self.receivers = dict(receivers)
         self.watch = watch
         self.overwritten = 0
+        self._looked = -math.inf
         self._clock = clock
         self._rows = {m: _rows_of(receiver.channels, channels) for m, receiver in receivers.items()}
         self._in_use = {m: receiver for m, receiver in receivers.items() if len(self._rows[m])}
@@ -127,6 +131,11 @@ class Intake:
 
     def hops(self) -> Iterator[tuple[AlignedHop, bool]]:
         """Take what has arrived; yield the hops that have become complete, and whether each is the newest of them."""
+        now = self._clock.now()
+        lacking = any(receiver.ring.n_waiting < self.aligner.wanted(m) for m, receiver in self._in_use.items())
+        if lacking and now - self._looked < LOOK_ANYWAY_S:
+            return  # half a hop is no reason to take the interpreter from the thread that receives the other half
+        self._looked = now
         for modality, receiver in self.receivers.items():
             offsets, block = self.watch.offsets[receiver.label].take_all(), receiver.ring.read()
             if modality not in self._in_use:
@@ -136,7 +145,7 @@ class Intake:
             if block is not None:
                 self.overwritten += block.lost
                 self.aligner.add(modality, self._wanted(modality, block))
-        hop = self.aligner.advance(self._clock.now())
+        hop = self.aligner.advance(now)
         while hop is not None:
             following = self.aligner.advance(self._clock.now())
             yield hop, following is None

@@ -214,6 +214,9 @@ def _render(card: Scorecard) -> RenderableType:
         str(card.extra.get("alignment_source")), ""
     )
     table.add_row("alignment", _figures(card.alignment_ms, "ms", 3), source)
+    if files := card.extra.get("files"):
+        lost = Text.assemble(f"{files['written']} written, ", _count(files["lost"]), " lost")
+        table.add_row("estimates in files", lost, str(files["error"] or ""))
     if card.le_mm is not None:
         table.add_row("localisation error", _figures(card.le_mm, "mm", 1), _scored(card.extra))
     table.add_row("load", f"{card.cpu_cores:.2f} cores, {card.rss_mb:.0f} MB", "this process")

@@ -88,7 +88,7 @@ class Session:
         self.newest_status: NewestValue[dict[str, Any]] = NewestValue()
         try:
             # one thread for each product: two cores are shared with the receivers, and a second BLAS thread only waits
-            self._resources.enter_context(threadpool_limits(2, "blas"))
+            self._resources.enter_context(threadpool_limits(1, "blas"))
             self._resources.enter_context(quick_handover())
             report("looking for the streams", 0.0)
             streaming = survey_streams(settings, transport)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -184,6 +185,9 @@ def _may_write(out: Path, force: bool) -> None:
         raise HeadModelError(
             f"--out {out}: the folder is not empty. Choose another one, or replace what is in it with --force."
         )
+    there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise HeadModelError(f"--out {out}: {there} is no folder that you may write to. Choose another one.")
 
 
 def _info_of(recording: Path | None) -> mne.Info | None:

@@ -39,8 +39,7 @@ RESOLVE_ROUND_S = 0.6
 OPEN_TIMEOUT_S = 10.0
 MAX_PULL_BYTES = 1 << 20
 MAX_PULL_ROUNDS = 64
-GATHER_S = 1e-3
-"""Longest wait for the rest of a block whose first sample has come."""
+CONSTANT_BLOCKS = 16
 MAX_TEXT = 1 << 20
 FALLBACK_UNCERTAINTY_S = 1e-3
 """Assumed where this liblsl cannot tell the round trip: five times the +-0.2 ms that liblsl's manual gives."""
@@ -235,8 +234,8 @@ class NetworkInlet:
             self._rows = max(1, min(1024, MAX_PULL_BYTES // (self._dtype.itemsize * n_channels)))
             self._values = np.empty((self._rows, n_channels), self._dtype)
         self._stamps = np.empty(self._rows)
-        self._blocks: deque[int] = deque(maxlen=16)
-        self._usual_block = 1  # upper quartile of what came at once: pieces of blocks are shorter, a backlog is rare
+        self._blocks: deque[int] = deque(maxlen=CONSTANT_BLOCKS)
+        self._constant_block = 0
 
     @property
     def description(self) -> StreamDescription:
@@ -250,39 +249,53 @@ class NetworkInlet:
         StreamError
             The outlet vanished and has no source id by which it could be found again.
         """
-        # pull_chunk with a time limit waits for a full buffer, so: wait for one, then drain without waiting
-        error = ctypes.c_int()
         handle, n_channels = self._inlet._obj, self._description.n_channels
-        stamp = self._pull_one(handle, self._address(), n_channels, ctypes.c_double(timeout_s), ctypes.byref(error))
-        self._check(error.value)
-        if not stamp:
+        data: list[NDArray[np.generic]] = []
+        stamps: list[Float64] = []
+        if self._constant_block > 1:
+            self._pull_chunk(self._constant_block, timeout_s, data, stamps)
+        else:  # pull_chunk would wait for a full buffer, so: wait for one sample, then for what came with it
+            error = ctypes.c_int()
+            stamp = self._pull_one(handle, self._address(), n_channels, ctypes.c_double(timeout_s), ctypes.byref(error))
+            self._check(error.value)
+            if stamp:
+                data.append(self._take(1))
+                stamps.append(np.array([stamp]))
+        if not stamps:
             return np.empty((0, n_channels), self._dtype or object), np.empty(0)
-        data, stamps = [self._take(1)], [np.array([stamp])]
-        # liblsl wakes at the first sample of a block; the rest is a fraction of a millisecond behind, and to wait for it
-        # here is quicker than to come back to Python in between
-        wanted, wait_s = min(self._rows, self._usual_block - 1), GATHER_S
         for _ in range(MAX_PULL_ROUNDS):  # a sender that is faster than we are must not keep us here
-            if wanted:
-                n_values = self._pull_many(
-                    handle,
-                    self._address(),
-                    ctypes.c_void_p(self._stamps.ctypes.data),
-                    ctypes.c_size_t(wanted * n_channels),
-                    ctypes.c_size_t(wanted),
-                    ctypes.c_double(wait_s),
-                    ctypes.byref(error),
-                )
-                self._check(error.value)
-                n_times = int(n_values) // n_channels
-                if n_times:
-                    data.append(self._take(n_times))
-                    stamps.append(self._stamps[:n_times].copy())
-                if n_times < wanted:
-                    break
-            wanted, wait_s = self._rows, 0.0
-        self._blocks.append(sum(map(len, stamps)))
-        self._usual_block = sorted(self._blocks)[3 * len(self._blocks) // 4]
+            if self._pull_chunk(self._rows, 0.0, data, stamps) < self._rows:
+                break
+        self._note_block(sum(map(len, stamps)))
         return np.concatenate(data), np.concatenate(stamps)
+
+    def _pull_chunk(self, n_wanted: int, timeout_s: float, data: list[NDArray[np.generic]], stamps: list[Float64]) -> int:
+        error = ctypes.c_int()
+        n_values = self._pull_many(
+            self._inlet._obj,
+            self._address(),
+            ctypes.c_void_p(self._stamps.ctypes.data),
+            ctypes.c_size_t(n_wanted * self._description.n_channels),
+            ctypes.c_size_t(n_wanted),
+            ctypes.c_double(timeout_s),
+            ctypes.byref(error),
+        )
+        self._check(error.value)
+        n_times = int(n_values) // self._description.n_channels
+        if n_times:
+            data.append(self._take(n_times))
+            stamps.append(self._stamps[:n_times].copy())
+        return n_times
+
+    def _note_block(self, n_times: int) -> None:
+        """Learn how the stream is cut: after some blocks of one length, that much is waited for at once.
+
+        liblsl wakes at the first sample of a block, and to come back to Python before the rest has come costs half a
+        millisecond. A block of another length ends this, after at most one wait for the next block.
+        """
+        self._blocks.append(n_times)
+        same = len(self._blocks) == CONSTANT_BLOCKS and len(set(self._blocks)) == 1
+        self._constant_block = min(n_times, self._rows) if same else 0
 
     def _address(self) -> Any:
         return ctypes.byref(self._values) if self._dtype is None else ctypes.c_void_p(self._values.ctypes.data)
