@@ -13,9 +13,14 @@ from scipy.signal import sosfilt, sosfilt_zi
 
 from rt_mmdf.app.engine import Engine
 from rt_mmdf.app.imaging import Imaging
+from rt_mmdf.app.session import Session
 from rt_mmdf.app.settings import SessionSettings
+from rt_mmdf.core.blocks import SourceEstimate
+from rt_mmdf.headmodel.head import HeadModel
 from rt_mmdf.headmodel.subject import build_subject
 from rt_mmdf.headmodel.whitener import imaging_info
+from rt_mmdf.lsl.interface import StreamDescription
+from rt_mmdf.lsl.memory import ManualClock, MemoryTransport
 
 
 class Live(Protocol):
@@ -116,3 +121,85 @@ def sample_content(head_folder: Path, sample_data: Path, raw: mne.io.BaseRaw) ->
 def sample_settings(sample_content: Callable[..., dict[str, Any]]) -> Callable[..., SessionSettings]:
     """The same, validated."""
     return lambda **given: SessionSettings.model_validate(sample_content(**given))
+
+
+class Lab:
+    """Streams in memory, and a session that images them without threads, as fast as it can."""
+
+    def __init__(self) -> None:
+        self.clock = ManualClock(2000.0)
+        self.transport = MemoryTransport(self.clock, uncertainty_s=1e-5)
+        self._sending: list[tuple[Any, np.ndarray, np.ndarray]] = []
+
+    def publish(self, description: StreamDescription, data: np.ndarray, sfreq: float | None = None) -> None:
+        """Send (n_times, n_channels) from the moment of `image` on, truly at `sfreq`."""
+        times = 0.3 + np.arange(len(data)) / (sfreq or description.sfreq)
+        self._sending.append((self.transport.outlet(description), data, times))
+
+    def session(self, content: dict[str, Any], **given: Any) -> Session:
+        return Session(SessionSettings.model_validate(content), self.transport, **given)
+
+    def image(self, content: dict[str, Any]) -> tuple[Session, list[SourceEstimate]]:
+        """Everything that was published, imaged; the session is stopped."""
+        estimates: list[SourceEstimate] = []
+        session = self.session(content, on_estimate=estimates.append)
+        try:
+            for key in session.imaging.keys_in_advance():
+                session.switch.offer(key, session.imaging.build(key))
+            began, sent = self.clock.now(), [0] * len(self._sending)
+            for step in range(1, 1 + round(50 * max(times[-1] + 0.05 for _, _, times in self._sending))):
+                now = self.clock.move_to(began + step / 50)
+                for i, (outlet, data, times) in enumerate(self._sending):
+                    stop = int(np.searchsorted(began + times, now))
+                    if stop > sent[i]:
+                        outlet.push(data[sent[i] : stop], began + times[sent[i] : stop])
+                        sent[i] = stop
+                for receiver in session.intake.receivers.values():
+                    receiver.step()
+                if step % 25 == 1:
+                    for _ in session.intake.receivers:
+                        session.intake.watch.step()
+                session._pump()
+        finally:
+            session.stop()
+        return session, estimates
+
+
+@pytest.fixture
+def lab() -> Lab:
+    return Lab()
+
+
+RATE = 250.0  # of the small recording
+
+
+@pytest.fixture(scope="session")
+def small_recording(template_head_ico3: HeadModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two seconds of sensor noise, EEG and MEG at 250 Hz, of the template's 366 channels: a FIF file."""
+    info = template_head_ico3.info.copy()
+    with info._unlock():
+        info["sfreq"] = RATE
+    level = {"eeg": 5e-6, "mag": 2e-13, "grad": 5e-12}
+    white = np.random.default_rng(3).normal(size=(len(info["ch_names"]), round(2 * RATE)))
+    data = white * np.array([level[kind] for kind in info.get_channel_types()])[:, None]
+    path = tmp_path_factory.mktemp("small") / "small_raw.fif"
+    mne.io.RawArray(data, info, verbose="ERROR").save(path, fmt="double", verbose="ERROR")
+    return path
+
+
+@pytest.fixture(scope="session")
+def small_content() -> Callable[..., dict[str, Any]]:
+    """Plain values of a configuration for the small recording, on the template with 1284 sources."""
+
+    def content(prefix: str, modalities: tuple[str, ...] = ("eeg", "meg")) -> dict[str, Any]:
+        return {
+            "name": prefix,
+            "acquisition": {m: {"name": f"{prefix}-{m.upper()}", "resolve_timeout_s": 20.0} for m in modalities},
+            "budget_ms": 1e6,
+            "start_timeout_s": 60.0,
+            "alignment": {"grid": "samples"},
+            "preprocessing": {"bad_channels": {"enabled": False}},
+            "head": {"spacing": "ico3"},
+        }
+
+    return content

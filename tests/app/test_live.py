@@ -1,0 +1,338 @@
+"""The whole way over the real network: a replay in a process of its own, imaged live, and heard by a stranger's client."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import mne
+import numpy as np
+import psutil
+import pytest
+from scipy.signal import sosfilt
+
+from rt_mmdf.app.session import Session
+from rt_mmdf.app.settings import SessionSettings
+from rt_mmdf.core.blocks import Flag, SourceEstimate
+from rt_mmdf.lsl.interface import Inlet
+from rt_mmdf.lsl.network import NetworkTransport
+from rt_mmdf.preprocessing.filters import CausalFilter
+from rt_mmdf.runtime.mailbox import Signal
+from rt_mmdf.sinks.estimates import COMPANION_COLUMNS
+
+pytestmark = [pytest.mark.lsl, pytest.mark.slow]
+
+LIMIT_S = 60.0
+INVALID = np.uint32(Flag.INVALID)
+
+
+def command(*words: object) -> list[str]:
+    return [sys.executable, "-m", "rt_mmdf.cli", *map(str, words)]
+
+
+@contextmanager
+def running(*words: object) -> Iterator[subprocess.Popen[str]]:
+    """A command of rt-mmdf as a process, which is gone afterwards."""
+    process = subprocess.Popen(
+        command(*words), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+        try:
+            process.communicate(timeout=10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+
+
+def wait_until(what: str, done: Callable[[], bool], look: Callable[[], object] = lambda: None) -> None:
+    pause, deadline = Signal(), time.monotonic() + LIMIT_S
+    while not done():
+        look()
+        assert time.monotonic() < deadline, f"not within {LIMIT_S:g} s: {what}"
+        pause.wait(0.05)
+
+
+@pytest.fixture
+def prefix() -> str:
+    return f"t{uuid4().hex[:10]}"
+
+
+def as_toml(content: dict[str, Any], path: Path) -> Path:
+    """JSON's strings, numbers, booleans and arrays are TOML's."""
+
+    def lines(table: dict[str, Any], at: str = "") -> Iterator[str]:
+        yield from (f"{key} = {json.dumps(value)}" for key, value in table.items() if not isinstance(value, dict))
+        for key, value in table.items():
+            if isinstance(value, dict):
+                yield f"[{at}{key}]"
+                yield from lines(value, f"{at}{key}.")
+
+    path.write_text("\n".join(lines(content)) + "\n")
+    return path
+
+
+@pytest.mark.sample
+def test_live_equals_offline_on_the_real_recording(
+    prefix: str,
+    sample_data: Path,
+    tmp_path: Path,
+    sample_settings: Callable[..., SessionSettings],
+    offline: Any,
+) -> None:
+    log_file, loops = tmp_path / "log.json", 2
+    recording = sample_data / "sample_audvis_5s_raw.fif"
+    estimates: list[SourceEstimate] = []
+    words = ("--prefix", prefix, "--loop", loops, "--wait-for-consumers", 60, "--log", log_file)
+    with running("replay", recording, *words) as replay:
+        session = Session(sample_settings(prefix=prefix), NetworkTransport(), on_estimate=estimates.append)
+        with session:
+            wait_until("the replay ends", lambda: replay.poll() is not None, session.check)
+    log = json.loads(log_file.read_text())["streams"]["meg"]
+    n_total, sfreq = log["n_sent"], log["sfreq"]
+    assert n_total == loops * log["n_per_loop"]
+    times = np.concatenate([e.times for e in estimates])
+    index = (times - log["stamp_0"]) * sfreq  # 0: the first sample of the replay
+    numbers = np.rint(index).astype(int)
+    assert np.abs(index - numbers)[numbers < n_total].max() < 0.1
+    first = numbers[0]
+    assert 0 <= first < sfreq  # begins as soon as the clocks are known
+    inside = numbers < n_total - session.engine.intake.hop  # the last hop never filled
+    np.testing.assert_array_equal(numbers[inside], first + np.arange(inside.sum()))
+    assert [e.first for e in estimates] == [session.engine.intake.hop * k for k in range(len(estimates))]
+    assert session.engine.counts.skipped == session.intake.overwritten == 0
+    flags = np.concatenate([e.flags for e in estimates])
+    assert not (flags[inside] & INVALID).any()
+    played = np.tile(offline.in_file_order(session)[:, : log["n_per_loop"]], loops)
+    wanted = offline.image(session, played[:, first:n_total])
+    got = np.hstack([e.data for e in estimates])[:, inside]
+    assert got.shape[1] > n_total - sfreq
+    assert offline.relative_difference(got, wanted[:, : got.shape[1]]) < 1e-4
+
+
+def test_a_stranger_hears_what_was_imaged(
+    prefix: str, small_recording: Path, small_content: Callable[..., dict[str, Any]]
+) -> None:
+    estimates: list[SourceEstimate] = []
+    transport = NetworkTransport()
+    heard: dict[str, tuple[list[Any], list[np.ndarray]]] = {}
+
+    def listen(inlets: dict[str, Inlet]) -> None:
+        for name, inlet in inlets.items():
+            data, stamps = inlet.pull(0.0)
+            if len(stamps):
+                heard.setdefault(name, ([], []))[0].append(data)
+                heard[name][1].append(stamps)
+
+    with running("replay", small_recording, "--prefix", prefix, "--loop", "inf"):
+        session = Session(SessionSettings.model_validate(small_content(prefix)), transport, on_estimate=estimates.append)
+        inlets: dict[str, Inlet] = {}
+        names = {end: f"{prefix}-{end}" for end in ("sources", "sources-companion", "sources-strongest", "health")}
+        for end, name in names.items():
+            (found,) = transport.resolve(name=name, timeout_s=10.0)
+            inlets[end] = transport.inlet(found)
+        with session:
+            wait_until("3 s of estimates", lambda: len(estimates) > 3 * 250 / 2, lambda: (session.check(), listen(inlets)))
+            wait_until("health, twice", lambda: len(heard.get("health", ((), ()))[1]) > 1, lambda: listen(inlets))
+            status = session.status()
+        described = {end: inlet.description for end, inlet in inlets.items()}
+        for inlet in inlets.values():
+            inlet.close()
+    head = session.imaging.head
+    # the estimate: what on_estimate saw, bit by bit
+    data, stamps = (np.concatenate(parts) for parts in heard["sources"])
+    own_data = np.hstack([e.data for e in estimates]).T
+    own_times = np.concatenate([e.times for e in estimates])
+    start = int(np.flatnonzero(own_times == stamps[0])[0])
+    np.testing.assert_array_equal(stamps, own_times[start : start + len(stamps)])
+    np.testing.assert_array_equal(data, own_data[start : start + len(stamps)])
+    assert len(stamps) > 500
+    # its companion: same stamps; flags and hop of the same sample
+    rows, row_stamps = (np.concatenate(parts) for parts in heard["sources-companion"])
+    common = np.intersect1d(stamps, row_stamps)
+    assert len(common) > 500
+    flags = np.concatenate([e.flags for e in estimates])
+    hops = np.concatenate([np.full(e.n_times, e.hop) for e in estimates])
+    at = np.searchsorted(own_times, row_stamps)
+    np.testing.assert_array_equal(own_times[at], row_stamps)
+    column = COMPANION_COLUMNS.index
+    np.testing.assert_array_equal(rows[:, column("flags")], flags[at])
+    np.testing.assert_array_equal(rows[:, column("hop")], hops[at])
+    stages = rows[:, [column(s) for s in ("received", "aligned", "preprocessed", "solved", "published")]]
+    assert (np.diff(stages, axis=1) >= 0).all()
+    # the strongest source is the strongest source
+    tops, top_stamps = (np.concatenate(parts) for parts in heard["sources-strongest"])
+    at = np.searchsorted(own_times, top_stamps)
+    np.testing.assert_array_equal(tops[:, 0], np.abs(own_data[at]).argmax(axis=1))
+    np.testing.assert_array_equal(tops[:, 1], own_data[at, tops[:, 0].astype(int)])
+    # what the descriptions say is enough to draw it
+    channels = described["sources"].channels
+    assert [c.name for c in channels[:1] + channels[-1:]] == [f"lh-{head.vertices[0][0]}", f"rh-{head.vertices[1][-1]}"]
+    np.testing.assert_allclose([c.position for c in channels], head.source_positions_mm * 1e-3, atol=1e-6)
+    assert described["sources"].sfreq == 250.0
+    extra = described["sources"].extra
+    assert extra["estimate/unit"] == "dimensionless"
+    assert extra["head/fingerprint"] == head.fingerprint
+    assert [c.name for c in described["sources-companion"].channels] == list(COMPANION_COLUMNS)
+    # health is JSON, and complete
+    texts = [json.loads(row[0]) for part in heard["health"][0] for row in part]
+    assert set(texts[-1]) == set(status)
+    assert texts[-1]["streams"]["eeg"]["counts"]["lost"] == 0
+    assert texts[-1]["estimates"] <= len(estimates)
+
+
+REPORT = {
+    "solver": str,
+    "n_sources": int,
+    "n_channels": int,
+    "hops": int,
+    "estimates": int,
+    "missed_deadlines": int,
+    "skipped_hops": int,
+    "lost_samples": {"eeg": int, "meg": int},
+    "alignment_ms": {"p50": float, "p99": float},
+    "latency_ms": {"p50": float, "p90": float, "p99": float, "max": float},
+    "le_mm": type(None),
+    "cpu_cores": float,
+    "rss_mb": float,
+    "versions": dict,
+}
+
+
+def check_report(path: Path, **changes: Any) -> dict[str, Any]:
+    """Every promised key, of the promised type."""
+    report: dict[str, Any] = json.loads(path.read_text())
+    for key, kind in (REPORT | changes).items():
+        if isinstance(kind, dict):
+            assert {inner: type(value) for inner, value in report[key].items()} == kind, key
+        else:
+            assert isinstance(report[key], kind), key
+    return report
+
+
+def children_of_this_process() -> list[psutil.Process]:
+    return psutil.Process().children(recursive=True)
+
+
+@pytest.fixture
+def replayed(prefix: str, small_recording: Path, small_content: Callable[..., dict[str, Any]], tmp_path: Path) -> Path:
+    """Configuration of streams that are being replayed."""
+    with running("replay", small_recording, "--prefix", prefix, "--loop", "inf"):
+        yield as_toml(small_content(prefix), tmp_path / "session.toml")
+
+
+def test_monitor_ends_by_itself_and_by_ctrl_c_with_the_scorecard(replayed: Path, tmp_path: Path) -> None:
+    report = tmp_path / "by itself.json"
+    done = subprocess.run(
+        command("monitor", replayed, "--seconds", 4, "--report", report),
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Scorecard" in done.stdout
+    seen = check_report(report)
+    assert (seen["solver"], seen["n_sources"], seen["n_channels"]) == ("dSPM", 1284, 366)
+    assert seen["estimates"] > 250
+    assert seen["lost_samples"] == {"eeg": 0, "meg": 0}
+
+    report = tmp_path / "by Ctrl-C.json"
+    with running("monitor", replayed, "--report", report) as monitor:
+        assert monitor.stderr is not None
+        for line in monitor.stderr:
+            if "Publishing" in line:  # it runs now
+                break
+        monitor.send_signal(signal.SIGINT)
+        out, err = monitor.communicate(timeout=LIMIT_S)
+        assert monitor.returncode == 0, err
+    assert "Ended by Ctrl-C" in err
+    assert "Scorecard" in out
+    assert "Traceback" not in err
+    check_report(report, latency_ms=dict, alignment_ms=dict)  # too short for figures: null, not made up
+
+
+def test_calibrate_measures_what_numpy_does(replayed: Path, small_recording: Path, tmp_path: Path) -> None:
+    out = tmp_path / "rest-cov.fif"
+    done = subprocess.run(
+        command("calibrate", replayed, "--seconds", 4, "--out", out),
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    measured = mne.read_cov(out, verbose="ERROR")
+    raw = mne.io.read_raw_fif(small_recording, verbose="ERROR")
+    settings = SessionSettings.model_validate({"acquisition": {"eeg": {"name": "any"}}}).preprocessing
+    causal = CausalFilter.from_settings(settings.filters, raw.info["sfreq"])
+    data = raw.get_data(measured["names"])
+    # the replay goes round and round, and the measurement began anywhere in it
+    settled = sosfilt(causal.sos, np.tile(data, 8), axis=1)[:, 3 * data.shape[1] :]
+    n_samples, eeg = int(measured["nfree"]), slice(0, 60)
+    assert 1000 <= n_samples < 1100
+
+    def difference(start: int, rows: slice) -> float:
+        expected = np.cov(settled[rows, start : start + n_samples])
+        scale = np.sqrt(np.outer(np.diag(expected), np.diag(expected)))
+        return float(np.linalg.norm((measured.data[rows, rows] - expected) / scale) / np.linalg.norm(expected / scale))
+
+    begun = min(range(data.shape[1]), key=lambda start: difference(start, eeg))
+    assert difference(begun, slice(None)) < 5e-3
+
+
+@pytest.mark.parametrize("only", ["eeg"])  # MEG alone, in memory: test_bad_input.py
+def test_one_modality_alone_is_imaged_and_said(
+    only: str, prefix: str, small_recording: Path, small_content: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    config = as_toml(small_content(prefix, (only,)), tmp_path / "session.toml")
+    report = tmp_path / "report.json"
+    with running("replay", small_recording, "--prefix", prefix, "--only", only, "--loop", "inf"):
+        done = subprocess.run(
+            command("monitor", config, "--seconds", 3, "--report", report),
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_S,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr
+    assert f"imaging from {only.upper()} alone" in done.stderr
+    absent = "meg" if only == "eeg" else "eeg"
+    seen = check_report(report, lost_samples={only: int, absent: type(None)})
+    assert seen["n_channels"] == {"eeg": 60, "meg": 306}[only]
+    assert seen["modalities"] == [only]
+    assert seen["estimates"] > 100
+
+
+def test_the_demo_finds_its_sources(tmp_path: Path) -> None:
+    report, out = tmp_path / "report.json", tmp_path / "out"
+    before = children_of_this_process()
+    done = subprocess.run(
+        command("demo", "--seconds", 6, "--report", report, "--out", out, "--no-view"),
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    seen = check_report(report, le_mm={"median": float, "p90": float})
+    assert seen["le_mm"]["median"] < 30
+    assert seen["alignment_source"] == "truth"
+    assert seen["alignment_ms"]["p99"] < 0.5
+    assert seen["lost_samples"] == {"eeg": 0, "meg": 0}
+    assert (seen["n_channels"], seen["n_sources"]) == (366, 5124)
+    picture = (out / "source_map.png").read_bytes()
+    assert picture.startswith(b"\x89PNG\r\n\x1a\n")
+    assert 20_000 < len(picture) < 5_000_000
+    assert children_of_this_process() == before
