@@ -82,7 +82,8 @@ class _Lane:
         self.n_past = self.resampler.n_past if self.resampler else 1
         self.n_ahead = self.resampler.n_ahead if self.resampler else 0
         self._room = max(4096, round(8 * spec.sfreq))
-        self._data: Float32 = np.zeros((len(spec.channels), self._room), np.float32)
+        # samples by channels: what is appended and what is resampled lies in one piece
+        self._data: Float32 = np.zeros((self._room, len(spec.channels)), np.float32)
         self._valid: NDArray[np.bool_] = np.zeros(self._room, bool)
         self._received: Float64 = np.zeros(self._room)
         self.base = 0  # number of column 0
@@ -157,10 +158,10 @@ class _Lane:
         columns = index - self.base
         gap = slice(max(0, self.stop - self.base), int(columns[-1]) + 1)
         if len(index) != last + 1 - self.stop:  # there is a hole in front of, or between, these samples
-            self._data[:, gap] = np.nan
+            self._data[gap] = np.nan
             self._valid[gap] = False
             self._received[gap] = block.received[keep[0]]
-        self._data[:, columns] = block.data[:, keep]
+        self._data[columns] = block.data.T[keep]
         self._valid[columns] = True
         self._received[columns] = block.received[keep]
         self.stop = last + 1
@@ -170,7 +171,7 @@ class _Lane:
         base = max(self.base, stop - self._room // 2)
         kept = max(0, self.stop - base)
         for array in (self._data, self._valid, self._received):
-            array[..., :kept] = array[..., self.stop - self.base - kept : self.stop - self.base].copy()
+            array[:kept] = array[self.stop - self.base - kept : self.stop - self.base].copy()
         if self.stop < base:  # the hole is longer than what is kept
             self.stop = base
         self.base = base
@@ -217,9 +218,9 @@ class _Lane:
             return nothing, np.zeros(len(position), bool), received, exists
         valid = self._valid[start - self.base : stop - self.base]
         if self.resampler is None:
-            data = self._data[:, start - self.base : stop - self.base].copy()
+            data = self._data[start - self.base : stop - self.base].T.copy()
         else:
-            data = self.resampler(self._data, position - self.base)
+            data = self.resampler(self._data.T, position - self.base)
         if valid.all():
             return data, np.ones(len(position), bool), received, exists
         holes = np.concatenate([[0], np.cumsum(~valid)])
@@ -228,7 +229,7 @@ class _Lane:
         if self.resampler is not None and usable.any():  # NaN times weight 0 is NaN: compute the whole ones apart
             runs = np.flatnonzero(np.diff(usable, prepend=False, append=False)).reshape(-1, 2)
             for a, b in runs:
-                data[:, a:b] = self.resampler(self._data, position[a:b] - self.base)
+                data[:, a:b] = self.resampler(self._data.T, position[a:b] - self.base)
         data[:, ~usable] = np.nan
         return data, usable, received, exists
 

@@ -98,6 +98,7 @@ class FractionalResampler:
         Parameters
         ----------
         samples : (n_channels, n_times) float32
+            Quickest as the transpose of an array of samples by channels.
         position : (n,) float64
             Column numbers, increasing, each with `n_past` - 1 columns before and `n_ahead` after its integer part.
 
@@ -107,9 +108,9 @@ class FractionalResampler:
         """
         whole = np.floor(position).astype(np.intp)
         start, stop = int(whole[0]) - self.n_past + 1, int(whole[-1]) + self.n_ahead + 1
-        weights: NDArray[np.float64] = np.zeros((stop - start, len(position)))
-        rows = (whole - whole[0])[:, None] + np.arange(self.n_taps)[None, :]
-        weights[rows, np.arange(len(position))[:, None]] = self.taps(position - whole)
+        weights: NDArray[np.float64] = np.zeros((len(position), stop - start))
+        columns = (whole - whole[0])[:, None] + np.arange(self.n_taps)[None, :]
+        weights[np.arange(len(position))[:, None], columns] = self.taps(position - whole)
         # float64: an offset 1e5 times the signal must not leave its rounding in the signal
-        result: Float32 = (samples[:, start:stop].astype(np.float64) @ weights).astype(np.float32)
+        result: Float32 = (weights @ samples.T[start:stop].astype(np.float64)).astype(np.float32).T
         return result

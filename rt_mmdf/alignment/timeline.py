@@ -7,14 +7,14 @@ a hole. The stamps that came with the samples tell where the holes are, and serv
 from __future__ import annotations
 
 import math
-from collections import deque
+from array import array
 from dataclasses import asdict, dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rt_mmdf.alignment.line_fit import Line, fit_line
+from rt_mmdf.alignment.line_fit import Line, fit_line, median
 from rt_mmdf.alignment.rate_check import RateCheck
 from rt_mmdf.core.blocks import Float64
 from rt_mmdf.core.errors import StreamDescriptionError
@@ -24,6 +24,10 @@ Stamping = Literal["per_sample", "first_of_block", "last_of_block"]
 LEARN_S = 0.2  # samples that are looked at before the first is placed: gives the jitter of the stamps
 MAX_LEARN_FACTOR = 10  # blocks that share one stamp may be long: up to 2 s are waited for
 KNOT_S = 0.1  # one anchor of the sampling clock for each of these
+EAGER_KNOTS, LAZY_KNOTS = (
+    30,
+    5,
+)  # the fit is renewed at each of the first 3 s, then twice a second: it takes half a millisecond
 WINDOW_S = 60.0  # of anchors that the fit looks back on
 RATE_SD = 1e-4  # crystals are within 100 ppm of their nominal rate, most of them
 STAMP_FLOOR_S = 5e-6  # no stamp is trusted beyond this
@@ -102,8 +106,10 @@ class Timeline:
         self._origin_index, self._origin_time = index, 0.0
         self._line: Line | None = None  # stamp less nominal time, over nominal time since the origin, seconds
         self._jitter = 0.0
-        self._anchors: deque[tuple[float, float]] = deque(maxlen=round(WINDOW_S / KNOT_S))
-        self._new_anchors: list[tuple[float, float]] = []
+        # one anchor a knot, and the residuals since the last knot; times in x, stamps less nominal times in y
+        self._anchor_x, self._anchor_y = array("d"), array("d")
+        self._new_x, self._new_y = array("d"), array("d")
+        self._knots = 0
         self._last_stamp = float("nan")  # as it came: samples of one block share it
         self._in_block = 0  # samples of the present block so far
         self._block_length = 1
@@ -180,7 +186,8 @@ class Timeline:
         if not np.abs(residual).max() <= self._tolerance:  # NaN, too
             return None
         self.counts.received += n
-        self._new_anchors += zip(nominal.tolist(), (residual + on_line).tolist(), strict=True)
+        self._new_x.extend(nominal.tolist())
+        self._new_y.extend((residual + on_line).tolist())
         self._last_stamp = float(stamps[n - 1])
         self._next += n
         return Placement(n, np.arange(n), index, self._pass_knot())
@@ -320,15 +327,20 @@ class Timeline:
         if residual is not None:
             nominal = (self._next - self._origin_index) / self.sfreq
             assert self._line is not None
-            self._new_anchors.append((nominal, residual + self._line(nominal)))
+            self._new_x.append(nominal)
+            self._new_y.append(residual + self._line(nominal))
 
     def _renew_fit(self) -> None:
-        if not self._new_anchors:
+        if not self._new_x:
             return
-        x, y = np.array(self._new_anchors).T
-        self._new_anchors.clear()
-        middle = float(np.median(y))
-        self._anchors.append((float(x.mean()), middle))
-        self._jitter += 0.2 * (1.4826 * float(np.median(np.abs(y - middle))) - self._jitter)
-        x, y = np.array(self._anchors).T
-        self._line = fit_line(x, y, None, RATE_SD, STAMP_FLOOR_S)
+        y = np.array(self._new_y)
+        middle = median(y)
+        self._anchor_x.append(sum(self._new_x) / len(self._new_x))
+        self._anchor_y.append(middle)
+        self._jitter += 0.2 * (1.4826 * median(np.abs(y - middle)) - self._jitter)
+        del self._new_x[:], self._new_y[:]
+        if len(self._anchor_x) > WINDOW_S / KNOT_S:
+            del self._anchor_x[0], self._anchor_y[0]
+        self._knots += 1
+        if self._knots <= EAGER_KNOTS or self._knots % LAZY_KNOTS == 0:
+            self._line = fit_line(np.array(self._anchor_x), np.array(self._anchor_y), None, RATE_SD, STAMP_FLOOR_S)

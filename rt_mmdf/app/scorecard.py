@@ -136,11 +136,15 @@ def write_json(path: Path, content: object) -> None:
     except OSError as error:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
-        raise _not_written(path, error) from error
+        raise _not_written("report", path, error) from error
 
 
-def check_report_path(path: Path) -> None:
+def check_report_path(path: Path, what: str = "report") -> None:
     """Raise SinkError where no report could be written: better told before a session than after it.
+
+    Parameters
+    ----------
+    what : how the message calls it
 
     Raises
     ------
@@ -154,12 +158,12 @@ def check_report_path(path: Path) -> None:
             with tempfile.NamedTemporaryFile(prefix=f".{path.name}.", dir=path.parent):
                 pass
     except OSError as error:
-        raise _not_written(path, error) from error
+        raise _not_written(what, path, error) from error
 
 
-def _not_written(path: Path, error: OSError) -> SinkError:
+def _not_written(what: str, path: Path, error: OSError) -> SinkError:
     return SinkError(
-        f"report {path}: cannot be written ({error.strerror or error}). Choose a file in a folder that exists, that you may "
+        f"{what} {path}: cannot be written ({error.strerror or error}). Choose a file in a folder that exists, that you may "
         "write to, and with space left."
     )
 

@@ -10,6 +10,7 @@ clock watch ----> offsets ------+ <---- operators (own thread, off the hot path)
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 from collections.abc import Callable, Mapping
@@ -146,6 +147,10 @@ class Session:
 
     def start(self) -> Session:
         """Start all workers; estimates come as soon as the clocks of all streams have been measured."""
+        # the collector would look through the million objects of the preparation again and again, 50 ms at a time
+        gc.collect()
+        gc.freeze()
+        self._resources.callback(gc.unfreeze)
         self._started, self._stopped = self._clock.now(), math.inf
         self._first_estimate = math.nan
         for key in self.imaging.keys_in_advance():

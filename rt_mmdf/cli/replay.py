@@ -125,6 +125,7 @@ def replay(
     """
     from rt_mmdf.acquisition.recording import read_recording
     from rt_mmdf.acquisition.replay import Replay, ReplaySettings
+    from rt_mmdf.app.scorecard import check_report_path
     from rt_mmdf.core.settings import validate_settings
     from rt_mmdf.lsl.network import NetworkTransport
 
@@ -165,6 +166,8 @@ def replay(
         given = {key: value for key, value in (both | own[modality]).items() if value is not None}
         content[modality] = content.get(modality, {}) | given
     settings = validate_settings(content, ReplaySettings, where="replay")
+    if log is not None:
+        check_report_path(log, "--log")
     with Replay(NetworkTransport(), read_recording(recording), settings) as player:
         try:
             OUT.print(_table(player, settings))

@@ -75,6 +75,4 @@ class SampleRing:
         overtaken = max(0, min(stop, self._claimed - self.capacity) - start)
         lost = start + overtaken - self._read
         self._read = stop
-        return RawBlock(
-            np.ascontiguousarray(data[overtaken:].T), stamps[overtaken:], received[overtaken:], start + overtaken, lost
-        )
+        return RawBlock(data[overtaken:].T, stamps[overtaken:], received[overtaken:], start + overtaken, lost)
