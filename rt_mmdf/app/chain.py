@@ -64,7 +64,7 @@ class Chain:
     def __call__(self, hop: AlignedHop, *, image: bool = True) -> SourceEstimate | None:
         """Preprocess a hop and image it; filters and window must see every hop, the solver need not (``image=False``)."""
         aligned = self._clock.now()
-        block = self.cleaning(hop.block)
+        block = self.cleaning.clean(hop.block)
         self._count_flags(block)
         number = self._hop
         self._hop += 1
@@ -82,6 +82,10 @@ class Chain:
             solved=solved,
         )
         return SourceEstimate(data, block.times, flags, block.first, number, self._unit, stamps)
+
+    def inspect(self, hop: AlignedHop) -> None:
+        """Look for bad channels, when the estimate of the hop is out."""
+        self.cleaning.inspect(hop.block)
 
     def _image(self, block: SensorBlock, image: bool) -> tuple[Float32, NDArray[np.uint32]]:
         runs = self._whitening(block)

@@ -60,4 +60,5 @@ class Engine:
             if estimate is None:
                 self.counts.skipped += 1
             else:
-                yield estimate
+                yield estimate  # published before the next line is reached
+            self.chain.inspect(hop)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from rt_mmdf.core.blocks import SensorBlock
 from rt_mmdf.preprocessing.bad_channels import BadChannels
 from rt_mmdf.preprocessing.decimate import Decimate
@@ -11,7 +13,10 @@ from rt_mmdf.preprocessing.settings import PreprocessingSettings
 
 
 class Cleaning:
-    """Bad channels -> finite values -> causal filters -> decimation.
+    """Finite values -> causal filters -> decimation, and beside them the search for bad channels.
+
+    A call does both. Where time counts, `clean` comes first and `inspect` when the estimate is out: what it finds bad is bad
+    from the next block on, either way.
 
     Parameters
     ----------
@@ -33,10 +38,22 @@ class Cleaning:
         self._finite = ReplaceNonfinite()
         self._decimate = Decimate(settings.decimate, sfreq, settings.filters.band_pass.high_hz)
         self.sfreq = self._decimate.sfreq
+        self._bads = frozenset(self.bad_channels.reasons)
 
     def reset(self) -> None:
         for stage in (self.bad_channels, self._finite, self.filter, self._decimate):
             stage.reset()
+        self._bads = frozenset(self.bad_channels.reasons)
 
     def __call__(self, block: SensorBlock) -> SensorBlock:
-        return self._decimate(self.filter(self._finite(self.bad_channels(block))))
+        cleaned = self.clean(block)
+        self.inspect(block)
+        return cleaned
+
+    def clean(self, block: SensorBlock) -> SensorBlock:
+        """What the whitener gets of a block."""
+        return self._decimate(self.filter(self._finite(replace(block, bads=block.bads | self._bads))))
+
+    def inspect(self, block: SensorBlock) -> None:
+        """Look for bad channels in the block as it came."""
+        self._bads = self.bad_channels(block).bads
