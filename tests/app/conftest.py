@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -203,3 +204,21 @@ def small_content() -> Callable[..., dict[str, Any]]:
         }
 
     return content
+
+
+@pytest.fixture(scope="session")
+def as_toml() -> Callable[[dict[str, Any], Path], Path]:
+    """Writes plain values as a TOML file; JSON's strings, numbers, booleans and arrays are TOML's."""
+
+    def lines(table: dict[str, Any], at: str = "") -> Iterator[str]:
+        yield from (f"{key} = {json.dumps(value)}" for key, value in table.items() if not isinstance(value, dict))
+        for key, value in table.items():
+            if isinstance(value, dict):
+                yield f"[{at}{key}]"
+                yield from lines(value, f"{at}{key}.")
+
+    def write(content: dict[str, Any], path: Path) -> Path:
+        path.write_text("\n".join(lines(content)) + "\n")
+        return path
+
+    return write
