@@ -16,10 +16,12 @@ from rt_mmdf.preprocessing.whitening import OperatorSwitch
 
 @dataclass
 class EngineCounts:
-    """Hops since the start: `hops` whose time came, of which `skipped` were not imaged, to catch up with the present."""
+    """Hops since the first that was imaged: `hops` whose time came, of which `skipped` were not imaged, to catch up with the
+    present. `before_start` were past when the clocks became known, and only passed the filters."""
 
     hops: int = 0
     skipped: int = 0
+    before_start: int = 0
 
 
 class Engine:
@@ -54,11 +56,14 @@ class Engine:
     def pump(self) -> Iterator[SourceEstimate]:
         """Take what has arrived; yield the estimates that have become possible, oldest first."""
         for hop, newest in self.intake.hops():
-            self.counts.hops += 1
             behind = self._clock.now() - hop.intended > self._budget_s
             estimate = self.chain(hop, image=newest or not behind)
-            if estimate is None:
-                self.counts.skipped += 1
-            else:
+            if estimate is not None:
+                self.counts.hops += 1
                 yield estimate  # published before the next line is reached
+            elif self.counts.hops:
+                self.counts.hops += 1
+                self.counts.skipped += 1
+            else:  # came while the clocks were being measured: the filters need it, nobody waited for it
+                self.counts.before_start += 1
             self.chain.inspect(hop)
