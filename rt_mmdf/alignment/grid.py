@@ -93,6 +93,7 @@ class _Lane:
         self._epoch = 0
         self._pulls: list[int] = []  # sizes of the last pulls
         self._typical_pull = 1
+        self.needed = -1  # number of the oldest sample that the grid still needs
         self.shift = 0  # samples grid: stream number less grid number
         self.grid_missing = 0
         self.wanted = 0  # see `Aligner.wanted`
@@ -118,12 +119,15 @@ class _Lane:
     def advance(self) -> None:
         """Place what can be placed: needs the sender's clock."""
         while self._undecided is not None and self.clock.ready:
+            if self.mapped and self.base <= self.needed < self.stop - self._room // 4:
+                return  # the grid has not come so far: what it needs must not be overtaken
             block = self._undecided
             placement = self.timeline.place(block.stamps)
-            if self.timeline.epoch != self._epoch:
-                self._epoch = self.timeline.epoch
-                self.map.restart()
             if len(placement.keep):
+                if self.timeline.epoch != self._epoch:
+                    self._epoch = self.timeline.epoch
+                    self.map.restart()
+                    self._invalidate()
                 if not self.map.ready:
                     self._bend(int(placement.index[0]))
                 self._append(placement.index, block, placement.keep)
@@ -179,7 +183,7 @@ class _Lane:
     @property
     def uncertainty(self) -> float:
         """Two standard deviations of the newest sample's time, error that is still being slewed included; seconds."""
-        if not self.map.ready:
+        if not (self.map.ready and self.timeline.ready):
             return float("inf")
         sender = self.timeline.sender_time(self.stop)
         sd = math.hypot(self.timeline.sender_time_sd(self.stop), self.clock.sd(sender))
@@ -207,15 +211,15 @@ class _Lane:
         """Channels at these positions, which of them are whole, when they were received, and when the last could exist."""
         whole = np.floor(position).astype(np.int64)
         start, stop = int(whole[0]) - self.n_past + 1, int(whole[-1]) + self.n_ahead + 1
-        last = stop - 1 - self.base
         received = self._received[np.clip(whole + self.n_ahead - self.base, 0, self._room - 1)]
+        if start < self.base:  # long overtaken, or before the stream began
+            nothing = np.full((len(self.spec.channels), len(position)), np.nan, np.float32)
+            return nothing, np.zeros(len(position), bool), received, self.map.time_at(stop - 1)
+        last = stop - 1 - self.base
         in_pull = (
             int(np.searchsorted(self._received[: self.stop - self.base], self._received[last], side="right")) - 1 - last
         )
         exists = self.map.time_at(stop - 1 + min(in_pull, self._typical_pull - 1))
-        if start < self.base:  # long overtaken, or before the stream began
-            nothing = np.full((len(self.spec.channels), len(position)), np.nan, np.float32)
-            return nothing, np.zeros(len(position), bool), received, exists
         valid = self._valid[start - self.base : stop - self.base]
         if self.resampler is None:
             data = self._data[start - self.base : stop - self.base].T.copy()
@@ -234,9 +238,9 @@ class _Lane:
         return data, usable, received, exists
 
     def report(self) -> LaneReport:
-        sender = self.timeline.sender_time(self.stop) if self.mapped else float("nan")
+        sender = self.timeline.sender_time(self.stop) if self.mapped and self.timeline.ready else float("nan")
         return LaneReport(
-            offset=self.clock.offset(sender) if self.mapped else float("nan"),
+            offset=self.clock.offset(sender) if self.mapped and self.timeline.ready else float("nan"),
             drift_ppm=self.clock.drift * 1e6,
             rate_error_ppm=self.timeline.rate_error * 1e6,
             jitter_ms=self.timeline.jitter_sd * 1e3,
@@ -333,6 +337,8 @@ class Aligner:
         else:
             times = self.origin + grid / self.sfreq
             positions = [lane.map.indices_at(times) for lane in self._lanes]
+        for lane, position in zip(self._lanes, positions, strict=True):
+            lane.needed = int(position[0]) - lane.n_past
         present = [lane.covers(position[-1]) for lane, position in zip(self._lanes, positions, strict=True)]
         late = now - self.settings.late_ms * 1e-3
         expected = (not here and lane.newest_time >= late for lane, here in zip(self._lanes, present, strict=True))

@@ -24,10 +24,8 @@ Stamping = Literal["per_sample", "first_of_block", "last_of_block"]
 LEARN_S = 0.2  # samples that are looked at before the first is placed: gives the jitter of the stamps
 MAX_LEARN_FACTOR = 10  # blocks that share one stamp may be long: up to 2 s are waited for
 KNOT_S = 0.1  # one anchor of the sampling clock for each of these
-EAGER_KNOTS, LAZY_KNOTS = (
-    30,
-    5,
-)  # the fit is renewed at each of the first 3 s, then twice a second: it takes half a millisecond
+EAGER_KNOTS = 30  # the fit is renewed at each knot of the first 3 s,
+LAZY_KNOTS = 5  # then at each of so many: it takes half a millisecond
 WINDOW_S = 60.0  # of anchors that the fit looks back on
 RATE_SD = 1e-4  # crystals are within 100 ppm of their nominal rate, most of them
 STAMP_FLOOR_S = 5e-6  # no stamp is trusted beyond this
@@ -225,6 +223,8 @@ class Timeline:
                     position += 1
                     continue
                 if verdict == "gap":
+                    if position:
+                        break  # a hole is in front of a placement, never inside
                     missing = max(1, round(residual * self.sfreq))
                     self.counts.gaps += 1
                     self.counts.lost += missing
