@@ -11,7 +11,8 @@ from hypothesis import settings
 
 from rt_mmdf.headmodel.head import HeadModel
 
-settings.register_profile("gate", deadline=None, derandomize=True, max_examples=50)  # the machine may be busy; no chance in the gate
+# the machine may be busy, and there is no place for chance in the gate
+settings.register_profile("gate", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("gate")
 
 # Must be in place before liblsl is loaded by anybody: discovery stays on this machine.
@@ -32,7 +33,9 @@ def sample_data() -> Path:
     """Folder of the real recording; skips where it is not at hand."""
     folder = find_sample_data()
     if folder is None:
-        pytest.skip("the real recording is not at hand: set RT_MMDF_SAMPLE_DATA or put shared/data/sample beside the checkout")
+        pytest.skip(
+            "the real recording is not at hand: set RT_MMDF_SAMPLE_DATA or put shared/data/sample beside the checkout"
+        )
     return folder
 
 

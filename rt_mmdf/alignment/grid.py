@@ -36,6 +36,9 @@ class AlignmentSettings(Settings):
     """Above this uncertainty (two standard deviations) of one stream's time, samples are flagged CLOCK_UNCERTAIN."""
 
 
+REPORT_INTERVAL_S = 0.25
+
+
 @dataclass(frozen=True, slots=True)
 class StreamSpec:
     """What the aligner must know of one stream."""
@@ -63,6 +66,7 @@ class LaneReport:
     rate_error_ppm: float
     jitter_ms: float
     uncertainty_ms: float
+    arrival_lag_ms: float
     missing: int
     clock_steps: int
     counts: dict[str, int]
@@ -90,10 +94,13 @@ class _Lane:
         self.stop = 0  # one past the newest number
         self.started = False
         self._undecided: RawBlock | None = None
+        self._arrived: list[RawBlock] = []
+        self.first_stamp = math.nan
+        self.lag_s = math.nan  # from the newest sample's time to its receipt
         self._epoch = 0
         self._pulls: list[int] = []  # sizes of the last pulls
         self._typical_pull = 1
-        self.needed = -1  # number of the oldest sample that the grid still needs
+        self.needed = 0  # number of the oldest sample that the grid still needs
         self.shift = 0  # samples grid: stream number less grid number
         self.grid_missing = 0
         self.wanted = 0  # see `Aligner.wanted`
@@ -103,9 +110,9 @@ class _Lane:
         self._note_pulls(block.received)
         if block.lost:  # overwritten in the receiver's ring: the stamps show the hole, nothing else needs to be done
             self.new_hole = True
-        if self._undecided is not None:
-            block = _join(self._undecided, block)
-        self._undecided = block
+        if math.isnan(self.first_stamp):
+            self.first_stamp = float(block.stamps[0])
+        self._arrived.append(block)
 
     def _note_pulls(self, received: Float64) -> None:
         if received[0] == received[-1]:
@@ -114,10 +121,15 @@ class _Lane:
             edges = np.flatnonzero(np.diff(received)) + 1
             self._pulls += np.diff(np.concatenate([[0], edges, [len(received)]])).tolist()
         del self._pulls[:-100]
-        self._typical_pull = sorted(self._pulls)[len(self._pulls) // 2]
+        # lower quartile: blocks that were pulled together because we were late must not count as the stream's own
+        self._typical_pull = sorted(self._pulls)[len(self._pulls) // 4]
 
     def advance(self) -> None:
         """Place what can be placed: needs the sender's clock."""
+        if self._arrived and self.clock.ready:
+            waiting = [self._undecided, *self._arrived] if self._undecided is not None else self._arrived
+            self._undecided = waiting[0] if len(waiting) == 1 else _join(waiting)
+            self._arrived = []
         while self._undecided is not None and self.clock.ready:
             if self.mapped and self.base <= self.needed < self.stop - self._room // 4:
                 return  # the grid has not come so far: what it needs must not be overtaken
@@ -131,6 +143,7 @@ class _Lane:
                 if not self.map.ready:
                     self._bend(int(placement.index[0]))
                 self._append(placement.index, block, placement.keep)
+                self.lag_s = float(block.received[placement.keep[-1]]) - self.map.time_at(self.stop - 1)
             if placement.knot:
                 self._bend(self.timeline.next_index)
             if placement.consumed == block.n_times:
@@ -192,7 +205,8 @@ class _Lane:
     @property
     def n_undecided(self) -> int:
         """Samples that wait for their successors to be placed."""
-        return 0 if self._undecided is None else self._undecided.n_times
+        decided = 0 if self._undecided is None else self._undecided.n_times
+        return decided + sum(block.n_times for block in self._arrived)
 
     @property
     def newest_time(self) -> float:
@@ -245,6 +259,7 @@ class _Lane:
             rate_error_ppm=self.timeline.rate_error * 1e6,
             jitter_ms=self.timeline.jitter_sd * 1e3,
             uncertainty_ms=self.uncertainty * 1e3,
+            arrival_lag_ms=self.lag_s * 1e3,
             missing=self.grid_missing,
             clock_steps=self.clock.steps + self.map.steps + self.timeline.counts.restarts,
             counts=self.timeline.counts.as_dict(),
@@ -275,6 +290,8 @@ class Aligner:
     sfreq : float
     origin : float
         NaN until all streams have begun.
+    newest_report : dict of Modality to LaneReport
+        `report` as it was at most 0.25 s before the last `advance`; any thread may read it.
     """
 
     def __init__(self, streams: list[StreamSpec], settings: AlignmentSettings, hop: int, *, keep_map: bool = False) -> None:
@@ -294,6 +311,8 @@ class Aligner:
             self.channels = self.channels + spec.channels
         self.origin = float("nan")
         self._next_hop = 0
+        self._reported = -math.inf
+        self.newest_report = self.report()
 
     @property
     def pass_hz(self) -> float:
@@ -326,6 +345,8 @@ class Aligner:
 
     def advance(self, now: float) -> AlignedHop | None:
         """The next hop, if it is complete or a modality is given up for it at LSL time `now`."""
+        if now - self._reported >= REPORT_INTERVAL_S:
+            self._reported, self.newest_report = now, self.report()
         for lane in self._lanes:
             lane.advance()
         if np.isnan(self.origin) and not self._begin(now):
@@ -338,7 +359,7 @@ class Aligner:
             times = self.origin + grid / self.sfreq
             positions = [lane.map.indices_at(times) for lane in self._lanes]
         for lane, position in zip(self._lanes, positions, strict=True):
-            lane.needed = int(position[0]) - lane.n_past
+            lane.needed = int(position[0]) - lane.n_past + 1
         present = [lane.covers(position[-1]) for lane, position in zip(self._lanes, positions, strict=True)]
         late = now - self.settings.late_ms * 1e-3
         expected = (not here and lane.newest_time >= late for lane, here in zip(self._lanes, present, strict=True))
@@ -401,9 +422,14 @@ class Aligner:
         """State of each stream's clock."""
         return {lane.spec.modality: lane.report() for lane in self._lanes}
 
-    def uncertainty_s(self) -> float:
-        """Two standard deviations of the time between the modalities, seconds."""
-        return float(np.sqrt(sum(lane.uncertainty**2 for lane in self._lanes)))
+    def uncertainty_ms(self) -> float | None:
+        """Two standard deviations of the time between the modalities, by the newest report; None for one modality alone."""
+        lanes = self.newest_report.values()
+        return math.hypot(*(lane.uncertainty_ms for lane in lanes)) if len(lanes) > 1 else None
+
+    def first_stamp(self, modality: Modality) -> float:
+        """Stamp of sample number 0 of one stream, as it came; NaN before it came."""
+        return self._lane(modality).first_stamp
 
     def clock_known(self, modality: Modality) -> bool:
         """Whether the sender's clock has been measured."""
@@ -414,11 +440,11 @@ class Aligner:
         return self._lane(modality).map
 
 
-def _join(a: RawBlock, b: RawBlock) -> RawBlock:
+def _join(blocks: list[RawBlock]) -> RawBlock:
     return RawBlock(
-        np.hstack([a.data, b.data]),
-        np.concatenate([a.stamps, b.stamps]),
-        np.concatenate([a.received, b.received]),
-        a.first,
-        a.lost + b.lost,
+        np.vstack([block.data.T for block in blocks]).T,
+        np.concatenate([block.stamps for block in blocks]),
+        np.concatenate([block.received for block in blocks]),
+        blocks[0].first,
+        sum(block.lost for block in blocks),
     )

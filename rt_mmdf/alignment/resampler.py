@@ -7,11 +7,13 @@ from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve
 
 from rt_mmdf.core.blocks import Float32, Float64
+from rt_mmdf.core.errors import ConfigurationError
 
 N_PHASES = 512  # filters in the bank; between neighbours the taps are interpolated linearly
 PASS_TOLERANCE = 5e-4  # worst error of the passed band that a band edge may have
 STOP_WEIGHT = 1.0
 FREE_WEIGHT = 1e-8  # between pass and stop band: costs 4e-4 of error at most, keeps the gain there below 2.2
+MAX_AT_ONCE = 256  # positions in one product: its matrix grows with their square
 RIDGE = 1e-12  # makes the normal equations solvable to rounding
 
 
@@ -42,7 +44,13 @@ class FractionalResampler:
     def __init__(self, sfreq_in: float, sfreq_grid: float, look_ahead_s: float = 0.010) -> None:
         self.sfreq_in = sfreq_in
         ratio = max(1.0, sfreq_in / sfreq_grid)
-        self.n_ahead = max(1, min(int(look_ahead_s * sfreq_in + 1e-9), round(16 * ratio)))
+        self.n_ahead = min(int(look_ahead_s * sfreq_in + 1e-9), round(16 * ratio))
+        if self.n_ahead < 1:
+            raise ConfigurationError(
+                f"alignment: a stream at {sfreq_in:g} Hz has no sample within a look-ahead of {look_ahead_s * 1e3:g} ms; at "
+                f"least {1 / look_ahead_s:g} Hz are expected. Use a faster stream"
+                + (", or raise look_ahead_ms (10 at most)." if look_ahead_s < 0.01 else ".")
+            )
         self.n_past = max(2 * self.n_ahead, round(16 * ratio))
         nyquist = 0.5 * min(sfreq_in, sfreq_grid)
         for fraction in np.arange(0.9, 0.1, -0.05):
@@ -106,6 +114,9 @@ class FractionalResampler:
         -------
         (n_channels, n) float32
         """
+        if len(position) > MAX_AT_ONCE:
+            parts = np.split(position, range(MAX_AT_ONCE, len(position), MAX_AT_ONCE))
+            return np.hstack([self(samples, part) for part in parts])
         whole = np.floor(position).astype(np.intp)
         start, stop = int(whole[0]) - self.n_past + 1, int(whole[-1]) + self.n_ahead + 1
         weights: NDArray[np.float64] = np.zeros((len(position), stop - start))

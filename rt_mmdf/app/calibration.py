@@ -64,7 +64,8 @@ def calibrate(
         workers = intake.workers(wake)
         for worker in workers:
             resources.enter_context(worker)
-        left_out, began, told = 0, clock.now(), clock.now()
+        left_out, told = 0, clock.now()
+        grew, patience = clock.now(), settings.start_timeout_s + settings.preprocessing.filters.max_settling_s
 
         def measured() -> Measurement:
             return Measurement(
@@ -86,12 +87,14 @@ def calibrate(
                     usable = (block.flags & ~np.uint32(Flag.CLOCK_UNCERTAIN)) == 0
                     left_out += int(np.count_nonzero(~usable))
                     estimator(block.data[:, usable])
+                    if usable.any():
+                        grew = clock.now()
                 now = clock.now()
-                if (
-                    estimator.n_samples == 0
-                    and now - began > settings.start_timeout_s + settings.preprocessing.filters.max_settling_s
-                ):
-                    raise StreamError(f"calibrate: no usable sample in {now - began:.0f} s: {intake.what_is_missing()}")
+                if now - grew > patience:
+                    raise StreamError(
+                        f"calibrate: no usable sample for {now - grew:.0f} s, after {measured().seconds:.0f} s of them: "
+                        f"{intake.what_is_missing()}"
+                    )
                 if now - told >= 1.0:
                     told = now
                     on_progress(measured())

@@ -301,12 +301,13 @@ def _alignment_against_the_log(session: Session, times: Float64, log: dict[str, 
     """Error of the time between the modalities, against what the replay says it stamped; milliseconds."""
     late = times[times >= times[0] + START_UP_S] if times[-1] > times[0] + 2 * START_UP_S else times
     errors = []
-    for modality in session.intake.receivers:
-        stream, time_map = log["streams"][modality.value], session.intake.aligner.time_map(modality)
+    aligner = session.intake.aligner
+    for modality in aligner.report():
+        stream, time_map = log["streams"][modality.value], aligner.time_map(modality)
         interval = 1 / (stream["sfreq"] * (1 + stream["drift_ppm"] * 1e-6))
         index = time_map.indices_at(late)
-        # the stream was joined at some sample of the replay: a whole number away
-        ahead = np.rint(np.median((late - stream["stamp_0"]) / interval - index))
+        # the stream was joined at some sample of the replay; its stamp, as it came, tells at which
+        ahead = round((aligner.first_stamp(modality) - stream["stamp_0"]) / interval)
         errors.append(late - (stream["stamp_0"] + (index + ahead) * interval))
     if len(errors) < 2:
         return None

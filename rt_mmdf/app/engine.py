@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
 from rt_mmdf.app.chain import Chain
 from rt_mmdf.app.imaging import Imaging
 from rt_mmdf.app.intake import Intake
 from rt_mmdf.app.settings import SessionSettings
-from rt_mmdf.core.blocks import SourceEstimate
+from rt_mmdf.core.blocks import Flag, SourceEstimate
 from rt_mmdf.lsl.interface import Clock
 from rt_mmdf.preprocessing.whitening import OperatorSwitch
 
@@ -17,11 +19,13 @@ from rt_mmdf.preprocessing.whitening import OperatorSwitch
 @dataclass
 class EngineCounts:
     """Hops since the first that was imaged: `hops` whose time came, of which `skipped` were not imaged, to catch up with the
-    present. `before_start` were past when the clocks became known, and only passed the filters."""
+    present. `before_start` were past when the clocks became known, and only passed the filters. `invalid` had nothing to
+    be imaged from."""
 
     hops: int = 0
     skipped: int = 0
     before_start: int = 0
+    invalid: int = 0
 
 
 class Engine:
@@ -60,6 +64,7 @@ class Engine:
             estimate = self.chain(hop, image=newest or not behind)
             if estimate is not None:
                 self.counts.hops += 1
+                self.counts.invalid += bool((estimate.flags & np.uint32(Flag.INVALID)).all())
                 yield estimate  # published before the next line is reached
             elif self.counts.hops:
                 self.counts.hops += 1

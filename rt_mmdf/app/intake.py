@@ -40,7 +40,8 @@ def survey_streams(settings: SessionSettings, transport: Transport) -> Channels:
                 f"acquisition.{modality}: stream {stream.name!r} has no {modality.upper()} channels (types seen: {seen}). "
                 f"Choose another stream, or give the channels' types under [acquisition.{modality}.types]."
             )
-        streaming = channels if streaming is None else streaming + channels
+        own = channels.pick(channels.of_modality(modality))  # one stream may carry both, and be configured for both
+        streaming = own if streaming is None else streaming + own
     assert streaming is not None, "settings hold at least one stream"
     return streaming
 
@@ -82,7 +83,7 @@ class Intake:
         self.overwritten = 0
         self._looked = -math.inf
         self._clock = clock
-        self._rows = {m: _rows_of(receiver.channels, channels) for m, receiver in receivers.items()}
+        self._rows = {m: _rows_of(receiver.channels, m, channels) for m, receiver in receivers.items()}
         self._in_use = {m: receiver for m, receiver in receivers.items() if len(self._rows[m])}
         specs = [
             StreamSpec(m, receiver.channels.pick(self._rows[m]), receiver.sfreq, receiver.settings.stamps)
@@ -174,5 +175,5 @@ class Intake:
         return "samples arrive and clocks are measured, but the streams do not overlap in time; look at their time stamps."
 
 
-def _rows_of(streaming: Channels, wanted: Channels) -> NDArray[np.intp]:
-    return np.array([i for i, name in enumerate(streaming.names) if name in wanted], dtype=np.intp)
+def _rows_of(streaming: Channels, modality: Modality, wanted: Channels) -> NDArray[np.intp]:
+    return np.array([i for i in streaming.of_modality(modality) if streaming.names[i] in wanted], dtype=np.intp)

@@ -35,7 +35,7 @@ class Scorecard:
     estimates : int
         Hops that were imaged and published.
     missed_deadlines : int
-        Estimates later than the budget, measured against the intended time of their hop.
+        Estimates later than the budget, measured against the intended time of their hop; start-up excluded.
     skipped_hops : int
         Hops that were left out to catch up with the present.
     lost_samples : mapping

@@ -19,6 +19,7 @@ from dataclasses import asdict, replace
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 from threadpoolctl import threadpool_limits
 
 from rt_mmdf.app.engine import Engine
@@ -26,14 +27,14 @@ from rt_mmdf.app.imaging import Imaging, Progress
 from rt_mmdf.app.intake import Intake, survey_streams
 from rt_mmdf.app.scorecard import Scorecard, versions
 from rt_mmdf.app.settings import SessionSettings
-from rt_mmdf.core.blocks import SourceEstimate
+from rt_mmdf.core.blocks import Flag, SourceEstimate
 from rt_mmdf.core.channels import Modality
-from rt_mmdf.core.errors import RtMmdfError, StreamError
+from rt_mmdf.core.errors import ConfigurationError, RtMmdfError, StreamError
 from rt_mmdf.lsl.interface import Transport
 from rt_mmdf.lsl.library import liblsl_version
 from rt_mmdf.preprocessing.whitening import OperatorKey, OperatorSwitch
 from rt_mmdf.runtime.mailbox import Mailbox, NewestValue, Signal
-from rt_mmdf.runtime.telemetry import LatencyRecorder, ProcessLoad
+from rt_mmdf.runtime.telemetry import LatencyRecorder, ProcessLoad, ProcessUsage
 from rt_mmdf.runtime.worker import Worker, quick_handover
 from rt_mmdf.sinks.estimates import EstimateDescription, EstimateOutlets
 from rt_mmdf.sinks.health import HealthOutlet
@@ -44,6 +45,8 @@ logger = logging.getLogger(__name__)
 
 PUMP_WAIT_S = 0.05  # the engine looks at the clock this often even when nothing arrives
 HEALTH_INTERVAL_S = 1.0
+NAME_LOOK_S = 0.6  # one round of asking the network
+OPERATOR_LIMIT_S = 120.0  # eLORETA with loose orientation takes 7 s, on a busy machine more
 SILENT_S = 2.0  # a stream without samples for so long is told of
 START_UP_S = 2.0  # latencies of the first seconds (page faults, caches) are reported apart
 
@@ -92,6 +95,7 @@ class Session:
             self._resources.enter_context(threadpool_limits(1, "blas"))
             self._resources.enter_context(quick_handover())
             report("looking for the streams", 0.0)
+            _refuse_a_taken_name(settings.name, transport)
             streaming = survey_streams(settings, transport)
             if len(streaming.modalities) == 1:
                 logger.warning(
@@ -124,6 +128,9 @@ class Session:
         self._stopped = math.inf
         self._first_estimate = math.nan
         self._silent: set[Modality] = set()
+        self._tardy: set[Modality] = set()
+        self._mean_load: ProcessUsage | None = None
+        self._in_advance: list[OperatorKey] = []
 
     def _open_outlets(self) -> EstimateOutlets:
         head, solver = self.imaging.head, self.imaging.solver
@@ -153,11 +160,10 @@ class Session:
         self._resources.callback(gc.unfreeze)
         self._started, self._stopped = self._clock.now(), math.inf
         self._first_estimate = math.nan
-        for key in self.imaging.keys_in_advance():
-            self._wanted.put(key)
+        self._in_advance = self.imaging.keys_in_advance()
         self._workers += self.intake.workers(self._wake)
         self._workers.append(Worker("engine", self._pump, self._wake.ring))
-        self._workers.append(Worker("operators", self._build_operator, self._wake.ring))
+        self._workers.append(Worker("operators", self._build_operator, self._wake.ring, OPERATOR_LIMIT_S))
         health = Worker("health", lambda: self._report_health(health), self._wake.ring)
         self._workers.append(health)
         for worker in self._workers:
@@ -177,6 +183,7 @@ class Session:
     def stop(self) -> None:
         """Stop all workers and close all streams; raises the error that ended a worker, if one did."""
         self._stopped = min(self._stopped, self._clock.now())
+        self._mean_load = self._load.mean()
         failure: RtMmdfError | None = None
         for worker in self._workers:
             try:
@@ -208,7 +215,7 @@ class Session:
         self._wake.wait(PUMP_WAIT_S)
         for estimate in self.engine.pump():
             stamps = self.outlets.publish(estimate)
-            if math.isnan(self._first_estimate):
+            if math.isnan(self._first_estimate) and not (estimate.flags & np.uint32(Flag.INVALID)).all():
                 self._first_estimate = stamps.published
             if stamps.published - self._first_estimate >= START_UP_S:
                 self.latency.record(estimate.hop, stamps)
@@ -219,6 +226,12 @@ class Session:
 
     def _build_operator(self) -> None:
         key = self._wanted.take(0.2)
+        for newer in self._wanted.take_all():  # what was wanted before that is wanted no more
+            if key is not None:
+                self.switch.forget(key)
+            key = newer
+        if key is None and self._in_advance:
+            key = self._in_advance.pop()
         if key is None:
             return
         try:
@@ -253,6 +266,17 @@ class Session:
             elif not silent and modality in self._silent:
                 self._silent.remove(modality)
                 logger.warning("%s is back.", stream)
+            clock = self.intake.aligner.newest_report.get(modality)
+            late_ms = self.settings.alignment.late_ms
+            if clock is not None and not silent and clock.arrival_lag_ms > late_ms and modality not in self._tardy:
+                self._tardy.add(modality)
+                logger.warning(
+                    "%s arrives %.0f ms after its own time stamps; beyond late_ms = %g it counts as missing. Raise "
+                    "late_ms under [alignment], or let it send smaller blocks.",
+                    stream,
+                    clock.arrival_lag_ms,
+                    late_ms,
+                )
 
     def status(self) -> dict[str, Any]:
         """Everything that is known about the session now: what the health stream carries, see `newest_status`."""
@@ -260,7 +284,7 @@ class Session:
         usage = self._load.recent()
         counts = self.engine.counts
         summary = self.latency.summary()
-        clocks = self.intake.aligner.report()
+        clocks = self.intake.aligner.newest_report
         streams: dict[str, Any] = {}
         for modality, receiver in self.intake.receivers.items():
             arrivals, clock = receiver.arrivals, clocks.get(modality)
@@ -284,11 +308,12 @@ class Session:
             "n_channels": len(self.imaging.channels),
             "modalities": list(self.imaging.channels.modalities),
             "streams": streams,
-            "alignment_uncertainty_ms": self.intake.aligner.uncertainty_s() * 1e3,
+            "alignment_uncertainty_ms": self.intake.aligner.uncertainty_ms(),
             "bad_channels": self.engine.chain.cleaning.bad_channels.reasons,
             "not_imaged": self.imaging.not_imaged,
             "hops": counts.hops,
             "skipped_hops": counts.skipped,
+            "invalid_hops": counts.invalid,
             "estimates": self.n_estimates,
             "overwritten_samples": self.intake.overwritten,
             "missed_deadlines": summary.missed,
@@ -313,8 +338,9 @@ class Session:
 
     @property
     def n_estimates(self) -> int:
-        """Hops that were imaged and published."""
-        return self.engine.counts.hops - self.engine.counts.skipped
+        """Hops that were imaged and published; not those that had nothing to be imaged from."""
+        counts = self.engine.counts
+        return counts.hops - counts.skipped - counts.invalid
 
     def scorecard(
         self,
@@ -331,12 +357,11 @@ class Session:
         extra : further keys of the report
         """
         status, summary = self.status(), self.latency.summary()
-        lost = {
-            m.value: None if m not in self.intake.receivers else int(self.intake.aligner.report()[m].counts["lost"])
-            for m in Modality
-        }
-        sd = self.intake.aligner.uncertainty_s() * 1e3 / 2
-        mean = self._load.mean()
+        clocks = self.intake.aligner.report()
+        lost = {m.value: int(clocks[m].counts["lost"]) if m in clocks else None for m in Modality}
+        uncertainty = self.intake.aligner.uncertainty_ms()
+        sd = None if uncertainty is None else uncertainty / 2
+        mean = self._mean_load or self._load.mean()
         lateness = summary.latency_ms["lateness"]
         more = {
             "alignment_source": "fit" if alignment_ms is None else "truth",
@@ -346,7 +371,16 @@ class Session:
             "latency_by_stage_ms": summary.latency_ms,
             "longest_miss_run": summary.longest_miss_run,
             **{
-                k: status[k] for k in ("modalities", "streams", "bad_channels", "flags", "not_imaged", "overwritten_samples")
+                k: status[k]
+                for k in (
+                    "modalities",
+                    "streams",
+                    "bad_channels",
+                    "flags",
+                    "not_imaged",
+                    "overwritten_samples",
+                    "invalid_hops",
+                )
             },
             **{k: status[k] for k in ("filter_delay_ms", "look_ahead_ms", "device_lag", "files")},
         }
@@ -359,13 +393,24 @@ class Session:
             missed_deadlines=summary.missed,
             skipped_hops=self.engine.counts.skipped,
             lost_samples=lost,
-            alignment_ms=alignment_ms or {"p50": 0.674 * sd, "p99": 2.576 * sd},  # of a Gaussian error
+            alignment_ms=alignment_ms
+            or {"p50": None if sd is None else 0.674 * sd, "p99": None if sd is None else 2.576 * sd},  # of a Gaussian
             latency_ms={key: lateness[key] for key in ("p50", "p90", "p99", "max")},
             le_mm=le_mm,
             cpu_cores=mean.cpu_cores,
             rss_mb=mean.rss_mb,
             versions=versions(liblsl_version()),
             extra=more | dict(extra or {}),
+        )
+
+
+def _refuse_a_taken_name(name: str, transport: Transport) -> None:
+    """Two engines of one name would leave every listener to chance."""
+    taken = transport.resolve(name=f"{name}-sources", timeout_s=NAME_LOOK_S)
+    if taken:
+        raise ConfigurationError(
+            f"name = {name!r}: {taken[0].name!r} is being published already, on host {taken[0].hostname!r}; another engine "
+            "runs under that name, which must be its own. End that one, or set another name in the configuration."
         )
 
 

@@ -37,7 +37,8 @@ def one_line(status: dict[str, Any]) -> str:
     parts = [f"{status['running_s']:.0f} s", f"{status['estimates']} hops imaged", f"{status['skipped_hops']} skipped"]
     if latency["p50"] == latency["p50"]:
         parts.append(f"latency p50 {latency['p50']:.1f} p99 {latency['p99']:.1f} ms, {status['missed_deadlines']} late")
-    parts.append(f"alignment ±{status['alignment_uncertainty_ms']:.2f} ms")
+    if status["alignment_uncertainty_ms"] is not None:
+        parts.append(f"alignment ±{status['alignment_uncertainty_ms']:.2f} ms")
     lost = ", ".join(
         f"{name} {stream['counts']['lost']}" for name, stream in status["streams"].items() if "counts" in stream
     )

@@ -25,7 +25,7 @@ class Flag(IntFlag):
     GAP = 4  # first sample after a hole in a stream, or a sample inside one
     NONFINITE = 8  # NaN or infinity arrived in at least one channel; it was replaced before the filters
     SETTLING = 16  # a filter restarted less than its settling time ago
-    OPERATOR_PENDING = 32  # the set of bad channels changed and the operator for it is still being built
+    OPERATOR_PENDING = 32  # the operator for these bad channels is being built, or cannot be (see health)
     CLOCK_UNCERTAIN = 64  # alignment uncertainty above the configured limit
     INVALID = 128  # not an estimate: must not be shown or used (data are NaN)
 

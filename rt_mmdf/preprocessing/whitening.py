@@ -65,6 +65,7 @@ class OperatorSwitch:
         self._built: OrderedDict[OperatorKey, PreparedOperator] = OrderedDict()  # least recently used first
         self._newest: dict[frozenset[Modality], PreparedOperator] = {}
         self._asked: set[OperatorKey] = set()
+        self._forgotten: deque[OperatorKey] = deque()
         self._offered: deque[tuple[OperatorKey, PreparedOperator]] = deque()  # append and popleft are atomic
         self.failed: dict[OperatorKey, str] = {}
 
@@ -78,6 +79,10 @@ class OperatorSwitch:
         matrix = np.ascontiguousarray(operator.whitener.matrix, dtype=np.float32)
         self._offered.append((key, PreparedOperator(operator, matrix)))
 
+    def forget(self, key: OperatorKey) -> None:
+        """Say that `key` is not being built, since a newer one was wanted; from any thread. It may be asked for again."""
+        self._forgotten.append(key)
+
     def fail(self, key: OperatorKey, reason: str) -> None:
         """Say that there will be no operator for `key`, from any thread: it is not asked for again; see `failed`."""
         self.failed = {**self.failed, key: reason}
@@ -87,11 +92,14 @@ class OperatorSwitch:
 
         None when no operator for these modalities was built so far.
         """
+        while self._forgotten:
+            self._asked.discard(self._forgotten.popleft())
         while self._offered:
             offered, prepared = self._offered.popleft()
             self._built[offered] = prepared
             self._built.move_to_end(offered)
             self._asked.discard(offered)
+            self._newest.setdefault(offered.missing, prepared)
             while len(self._built) > self._capacity:
                 self._built.popitem(last=False)
         if (found := self._built.get(key)) is not None:

@@ -28,7 +28,7 @@ def quick_handover(interval_s: float = 5e-4) -> Iterator[None]:
 class Worker:
     """Calls `step` again and again in a thread of its own until stopped.
 
-    `step` must return within a fraction of a second (wait with a time limit inside). An error ends the worker, is kept,
+    `step` should return within a fraction of a second (wait with a time limit inside). An error ends the worker, is kept,
     is handed to `on_failure` at once, and comes out of `check` and `stop` as `WorkerFailed`.
 
     Parameters
@@ -39,12 +39,21 @@ class Worker:
         One round of work.
     on_failure : callable | None
         Called in the dying thread, for example to wake the session.
+    stop_timeout_s : float
+        Longest that one round of `step` may last: `stop` waits for it.
     """
 
-    def __init__(self, name: str, step: Callable[[], None], on_failure: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        step: Callable[[], None],
+        on_failure: Callable[[], None] | None = None,
+        stop_timeout_s: float = 5.0,
+    ) -> None:
         self.name = name
         self._step = step
         self._on_failure = on_failure
+        self._stop_timeout_s = stop_timeout_s
         self._stopping = threading.Event()
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -75,8 +84,9 @@ class Worker:
         if self._error is not None:
             raise WorkerFailed(f"worker {self.name!r} stopped: {self._error}") from self._error
 
-    def stop(self, timeout_s: float = 5.0) -> None:
-        """Ask to stop, wait, and raise what went wrong."""
+    def stop(self, timeout_s: float | None = None) -> None:
+        """Ask to stop, wait (`stop_timeout_s` unless told otherwise), and raise what went wrong."""
+        timeout_s = self._stop_timeout_s if timeout_s is None else timeout_s
         self._stopping.set()
         if self._thread.ident is not None:
             self._thread.join(timeout_s)

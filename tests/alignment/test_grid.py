@@ -212,3 +212,70 @@ def test_intended_time_is_physics_and_not_our_own_delay() -> None:
 def test_pairing_samples_of_different_rates_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="one sampling rate"):
         aligner(500.0, 1000.0, grid="samples")
+
+
+def test_a_backlog_of_20_s_is_worked_through_without_a_hole() -> None:
+    subject = aligner()
+    eeg, meg = Sender(EEG, 2, 500.0, 24), Sender(MEG, 3, 1000.0, 24)
+    for sender in (eeg, meg):
+        subject.add_offset(sender.modality, sender.clock(5.0))
+        subject.add(sender.modality, sender.block(0, round(len(sender.times) / 6)))
+    hops = drain(subject)
+    for sender in (eeg, meg):
+        subject.add(sender.modality, sender.block(round(len(sender.times) / 6), len(sender.times)))
+    hops += drain(subject)
+    assert hops[-1].block.times[-1] > 5.0 + 23.9
+    flags = np.concatenate([hop.block.flags for hop in hops])[1:]
+    assert not (flags & ~np.uint32(Flag.CLOCK_UNCERTAIN)).any()  # one clock measurement does not tell 24 s
+
+
+@pytest.mark.parametrize("lost_s", [3.0, 10.0, 30.0])
+def test_a_hole_of_any_length_in_one_piece_of_data_is_a_hole(lost_s: float) -> None:
+    subject = aligner(1000.0, 1000.0, grid="samples", late_ms=1e6)
+    eeg, meg = Sender(EEG, 2, 1000.0, lost_s + 8), Sender(MEG, 3, 1000.0, lost_s + 8)
+    for sender in (eeg, meg):
+        subject.add_offset(sender.modality, sender.clock(5.0))
+    n, lost = len(eeg.times), round(1000 * lost_s)
+    kept = np.delete(np.arange(n), slice(4000, 4000 + lost))
+    whole = eeg.block(0, n)
+    subject.add(EEG, RawBlock(whole.data[:, kept], whole.stamps[kept], whole.received[kept], 0))
+    subject.add(MEG, meg.block(0, n))
+    hops = drain(subject)
+    missing = np.concatenate([(hop.block.flags & Flag.EEG_MISSING) != 0 for hop in hops])
+    assert subject.report()[EEG].counts["lost"] == lost
+    if lost_s < 5:  # a longer hole than a stream keeps samples may cost some before it, marked like the hole
+        assert missing.sum() == lost
+    sample = np.round((np.concatenate([hop.block.times for hop in hops]) - 5.0) * 1000).astype(int)
+    assert missing[(sample >= 4000) & (sample < 4000 + lost)].all()
+    data = np.concatenate([hop.block.data[0] for hop in hops])
+    np.testing.assert_allclose(data[~missing], np.sin(2 * np.pi * 11.0 * eeg.times[sample[~missing]]), atol=1e-6)
+
+
+@pytest.mark.parametrize("step_s", [-3.0, -30.0, -0.6])
+def test_a_sender_whose_clock_is_set_back_is_found_again(step_s: float) -> None:
+    subject = aligner(late_ms=100.0)
+    eeg, meg = Sender(EEG, 2, 500.0, 60), Sender(MEG, 3, 1000.0, 60)
+    subject.add_offset(EEG, eeg.clock(5.0))
+    hops = []
+    for k in range(1, 2500):
+        now = 5.0 + 0.02 * k
+        stepped = k > 250
+        if k % 50 == 1:
+            subject.add_offset(MEG, ClockOffset(now + step_s * stepped, -step_s * stepped, 1e-4))
+        block = meg.block(20 * (k - 1), 20 * k)
+        subject.add(MEG, RawBlock(block.data, block.stamps + step_s * stepped, block.received, block.first))
+        subject.add(EEG, eeg.block(10 * (k - 1), 10 * k))
+        hops += drain(subject, now)
+    missing = np.concatenate([(hop.block.flags & Flag.MEG_MISSING) != 0 for hop in hops])
+    times = np.concatenate([hop.block.times for hop in hops]) - 5.0
+    assert not missing[(times > 1) & (times < 4.9)].any()
+    assert not missing[times > 15.0].any()  # the new offset counts when two measurements, 1 s apart, agree
+    data = np.concatenate([hop.block.data[2] for hop in hops])
+    late = times > 20.0
+    np.testing.assert_allclose(data[late], np.sin(2 * np.pi * 11.0 * (times[late] + 5.0)), atol=0.02)
+    assert subject.report()[MEG].clock_steps >= 1
+
+
+def test_a_stream_too_slow_for_the_look_ahead_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="at least 100 Hz"):
+        aligner(50.0, 1000.0)

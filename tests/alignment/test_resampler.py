@@ -56,3 +56,11 @@ def test_whole_positions_give_the_samples_themselves_in_the_pass_band() -> None:
     resampler = FractionalResampler(1000, 1000)
     x = np.sin(2 * np.pi * 40 * np.arange(200) / 1000)[None].astype(np.float32)
     np.testing.assert_allclose(resampler(x, np.arange(50.0, 60.0))[0], x[0, 50:60], atol=1e-3)
+
+
+def test_many_positions_are_computed_in_pieces_and_alike() -> None:
+    resampler = FractionalResampler(500, 1000)
+    x = np.random.default_rng(0).standard_normal((2, 600)).astype(np.float32)
+    position = 50 + np.arange(1000) * 0.5003
+    one_by_one = np.hstack([resampler(x, position[i : i + 1]) for i in range(len(position))])
+    np.testing.assert_allclose(resampler(x, position), one_by_one, rtol=1e-6, atol=1e-6)

@@ -154,3 +154,26 @@ def test_while_another_thread_offers_no_hop_mixes_two_operators() -> None:
     assert seen == sorted(seen)
     (run,) = stage(block(data, [0, 0]))
     assert run.data[0, 0] == 499.0
+
+
+def test_what_was_built_in_advance_serves_until_the_exact_one_is_there() -> None:
+    asked: list[OperatorKey] = []
+    switch = OperatorSwitch(asked.append)
+    without_eeg = frozenset({Modality.EEG})
+    switch.offer(key(missing=without_eeg), operator(3.0))
+    prepared, wanted = switch.select(key({"M2"}, missing=without_eeg))
+    assert prepared is not None
+    assert not wanted
+    assert asked == [key({"M2"}, missing=without_eeg)]
+
+
+def test_a_forgotten_request_is_made_again() -> None:
+    asked: list[OperatorKey] = []
+    switch = OperatorSwitch(asked.append)
+    wanted = key({"M2"})
+    switch.select(wanted)
+    switch.select(wanted)
+    assert asked == [wanted]
+    switch.forget(wanted)
+    switch.select(wanted)
+    assert asked == [wanted, wanted]

@@ -107,7 +107,7 @@ def measure(
             assert transport.clock.now() - began < seconds + 40, intake.what_is_missing()
             for hop, _ in intake.hops():
                 blocks.append(hop.block)
-                claimed.append(intake.aligner.uncertainty_s() * 1e3)
+                claimed.append(intake.aligner.uncertainty_ms())
         for process in processes.values():
             _end(process)
         truth = {m: _true_times(json.loads(logs[m].read_text()), json.loads(clocks[m].read_text()), m, fake) for m in rates}
