@@ -121,6 +121,19 @@ def test_two_streams_of_one_name(lab: Lab, eeg_content: dict[str, Any], streams:
     lab.session(eeg_content).stop()
 
 
+def test_an_engine_of_that_name_runs_already(lab: Lab, eeg_content: dict[str, Any], streams: Any) -> None:
+    lab.publish(*streams("eeg"))
+    first = lab.session(eeg_content)
+    with pytest.raises(
+        ConfigurationError, match=r"name = 'a': 'a-sources' is being published already, on host 'here'; .*End"
+    ):
+        lab.session(eeg_content)
+    other = lab.session(eeg_content | {"name": "b"})
+    other.stop()
+    first.stop()
+    lab.session(eeg_content).stop()
+
+
 # what the stream says of itself
 
 
