@@ -10,7 +10,6 @@ clock watch ----> offsets ------+ <---- operators (own thread, off the hot path)
 
 from __future__ import annotations
 
-import gc
 import logging
 import math
 from collections.abc import Callable, Mapping
@@ -34,6 +33,7 @@ from rt_mmdf.lsl.interface import Transport
 from rt_mmdf.lsl.library import liblsl_version
 from rt_mmdf.preprocessing.whitening import OperatorKey, OperatorSwitch
 from rt_mmdf.runtime.mailbox import Mailbox, NewestValue, Signal
+from rt_mmdf.runtime.memory import settled_memory
 from rt_mmdf.runtime.telemetry import LatencyRecorder, ProcessLoad, ProcessUsage
 from rt_mmdf.runtime.worker import Worker, quick_handover
 from rt_mmdf.sinks.estimates import EstimateDescription, EstimateOutlets
@@ -107,6 +107,8 @@ class Session:
             self.switch = OperatorSwitch(self._wanted.put)
             first = self.imaging.full_key()
             self.switch.offer(first, self.imaging.build(first))
+            for key in self.imaging.keys_in_advance():  # wanted from one moment to the next when a stream stalls
+                self._offer_operator(key)
             report("subscribing", 0.8)  # last, so that nothing waits in buffers meanwhile
             self.intake = Intake.subscribe(
                 settings, transport, self.imaging.channels, self._wake, self._resources, keep_map=keep_map
@@ -130,7 +132,6 @@ class Session:
         self._silent: set[Modality] = set()
         self._tardy: set[Modality] = set()
         self._mean_load: ProcessUsage | None = None
-        self._in_advance: list[OperatorKey] = []
 
     def _open_outlets(self) -> EstimateOutlets:
         head, solver = self.imaging.head, self.imaging.solver
@@ -154,13 +155,9 @@ class Session:
 
     def start(self) -> Session:
         """Start all workers; estimates come as soon as the clocks of all streams have been measured."""
-        # the collector would look through the million objects of the preparation again and again, 50 ms at a time
-        gc.collect()
-        gc.freeze()
-        self._resources.callback(gc.unfreeze)
+        self._resources.enter_context(settled_memory())
         self._started, self._stopped = self._clock.now(), math.inf
         self._first_estimate = math.nan
-        self._in_advance = self.imaging.keys_in_advance()
         self._workers += self.intake.workers(self._wake)
         self._workers.append(Worker("engine", self._pump, self._wake.ring))
         self._workers.append(Worker("operators", self._build_operator, self._wake.ring, OPERATOR_LIMIT_S))
@@ -230,10 +227,10 @@ class Session:
             if key is not None:
                 self.switch.forget(key)
             key = newer
-        if key is None and self._in_advance:
-            key = self._in_advance.pop()
-        if key is None:
-            return
+        if key is not None:
+            self._offer_operator(key)
+
+    def _offer_operator(self, key: OperatorKey) -> None:
         try:
             self.switch.offer(key, self.imaging.build(key))
         except RtMmdfError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -37,7 +38,7 @@ def one_line(status: dict[str, Any]) -> str:
     parts = [f"{status['running_s']:.0f} s", f"{status['estimates']} hops imaged", f"{status['skipped_hops']} skipped"]
     if latency["p50"] == latency["p50"]:
         parts.append(f"latency p50 {latency['p50']:.1f} p99 {latency['p99']:.1f} ms, {status['missed_deadlines']} late")
-    if status["alignment_uncertainty_ms"] is not None:
+    if math.isfinite(status["alignment_uncertainty_ms"] or math.inf):
         parts.append(f"alignment ±{status['alignment_uncertainty_ms']:.2f} ms")
     lost = ", ".join(
         f"{name} {stream['counts']['lost']}" for name, stream in status["streams"].items() if "counts" in stream

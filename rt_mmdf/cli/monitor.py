@@ -41,7 +41,7 @@ def monitor(
     settings = load_settings(config, SessionSettings)
     if report is not None:
         check_report_path(report)
-    pause = Signal()
+    pause, asked_to_end = Signal(), None
     with progress_bar() as progress:
         session = Session(settings, NetworkTransport(), progress=progress)
     try:
@@ -59,8 +59,12 @@ def monitor(
                     on_status(status)
     except KeyboardInterrupt:
         ERR.print("Ended by Ctrl-C.")
+    except SystemExit as request:  # asked to terminate: the scorecard comes all the same
+        asked_to_end = request
     card = session.scorecard()
     OUT.print(card.render())
     if report is not None:
         card.write(report)
         ERR.print(f"The report is in {report}", highlight=False)
+    if asked_to_end is not None:
+        raise asked_to_end
