@@ -9,14 +9,17 @@ from rt_mmdf.core.blocks import Float64
 LOOKS_S = (1.0, 4.0, 16.0)  # the longer ones find through jitter what the first one cannot
 N_PARTS = 8
 MOST_PPM = 1000.0  # crystals stay within 100 ppm; a rate that was typed in wrongly is off by more
-SURE_SD = 5.0  # of the parts' spread: chance passes this with 8 parts once in 5e5 looks
+SURE_SD = 5.0  # of the spread of the parts' differences
+ONE_BLOCK = 0.1  # of the nominal interval: stamps closer than this may all belong to one block, so a longer look is taken
 
 
 class RateCheck:
     """Compares the sampling rate by the stamps with the nominal one, over the first 1, 4 and 16 s.
 
-    Each look is cut into 8 parts. The rate is wrong where it is off by more than 1000 ppm and the parts agree on that: a
-    hole disturbs one part, jitter scatters them all, but a wrong rate shows alike in each.
+    Each look is cut into 8 parts, and what counts is how far the stamps go from the middle of a part to that of the next;
+    inside a part they may come in blocks, all stamped when the block was sent. The rate is wrong where it is off by more
+    than 1000 ppm and all steps agree on that: a hole disturbs one or two of them, jitter and blocks that do not fit into
+    the parts scatter them all, but a wrong rate shows alike in each.
 
     Parameters
     ----------
@@ -51,16 +54,18 @@ class RateCheck:
         edges = np.linspace(0, len(stamps), N_PARTS + 1).astype(int)
         changed = np.concatenate([[False], stamps[1:] != stamps[:-1]]) if self._shared else np.ones(len(stamps), bool)
         useful = np.isfinite(stamps) & changed
-        intervals = np.empty(N_PARTS)
+        centre, beyond = np.empty(N_PARTS), np.empty(N_PARTS)  # samples; seconds beyond the nominal time
         for part in range(N_PARTS):
             at = np.arange(edges[part], edges[part + 1])
             at = at[useful[at]]
             if len(at) < 2:
                 return None
-            along = at - at.mean()
-            intervals[part] = along @ (stamps[at] - stamps[at].mean()) / (along @ along)
-        off = intervals * self._sfreq - 1
+            centre[part] = np.median(at)
+            beyond[part] = np.median(stamps[at] - at / self._sfreq)
+        off = np.diff(beyond) / np.diff(centre) * self._sfreq
         middle = float(np.median(off))
         if abs(middle) <= max(MOST_PPM * 1e-6, SURE_SD * float(off.std(ddof=1))):
             return None
-        return self._sfreq / (1 + middle)
+        if 1 + middle < ONE_BLOCK and self._looks:
+            return None
+        return self._sfreq / max(1 + middle, 1e-9)

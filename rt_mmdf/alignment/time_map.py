@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from itertools import islice
 
 import numpy as np
 
@@ -150,8 +149,8 @@ class TimeMap:
 
     def _newest(self, n: int = 16) -> tuple[list[float], list[float]]:
         """The last knots: all that the stream's thread ever asks for, unless it is far behind."""
-        start = max(0, len(self._index) - n)
-        return list(islice(self._index, start, None)), list(islice(self._time, start, None))
+        n = min(n, len(self._index))  # a deque is quick at its ends alone: counted from the right, however long it is
+        return [self._index[k] for k in range(-n, 0)], [self._time[k] for k in range(-n, 0)]
 
     def times_at(self, index: Float64) -> Float64:
         """`time_at` of many samples, increasing; before the first knot by nominal rate."""

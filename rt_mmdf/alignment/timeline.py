@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from array import array
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,13 @@ WINDOW_S = 60.0  # of anchors that the fit looks back on
 RATE_SD = 1e-4  # crystals are within 100 ppm of their nominal rate, most of them
 STAMP_FLOOR_S = 5e-6  # no stamp is trusted beyond this
 MAX_BACKWARD_S = 0.5  # stamps further back than this are a new epoch of the sender's clock, not repeated samples
+MAX_GAP_S = 60.0  # stamps further ahead than this are a new epoch, too: the clock was set, or there was a long pause
 FOLLOWERS = 2  # stamps after a doubtful one that decide what it was
+CONFIRM_S = 0.125  # a hole is believed when the stamps have not come back for so many samples: chunks are mostly shorter
+MAX_LATE_S = 2.0  # stamps later than this are a hole without waiting whether the sender catches up
+SURE_JITTER = 1 / 12  # of a sample: up to here the size of a hole, six sd, is told by one stamp
+FEW_ANCHORS = 10  # fits to fewer are no better than the jitter, however well they fit
+KEPT_RATE_SD = 1e-5  # of a rate that was fitted before a hole of doubtful size, at least
 
 
 @dataclass(slots=True)
@@ -43,7 +49,7 @@ class TimelineCounts:
     duplicates: int = 0  # dropped: their stamp had been seen
     backward: int = 0  # dropped: their stamp lies between stamps that had been seen
     bad_stamps: int = 0  # kept: only the stamp was unusable
-    restarts: int = 0  # the sender's clock went back by more than `MAX_BACKWARD_S`
+    restarts: int = 0  # the sender's clock went back by more than `MAX_BACKWARD_S`, or on by more than `MAX_GAP_S`
 
     def as_dict(self) -> dict[str, int]:
         """By name, for reports."""
@@ -66,6 +72,14 @@ class Placement:
     knot: bool
 
 
+class _Verdict(NamedTuple):
+    """What a stamp that does not fit means."""
+
+    kind: Literal["undecided", "bad stamp", "late", "gap", "repeated", "new epoch"]
+    gap_s: float = 0.0  # size of the hole by the stamps
+    n_late: int = 0  # samples from this one until the stamps fit again
+
+
 class Timeline:
     """Numbers the samples of one stream by its sampling clock, and fits that clock on the sender's.
 
@@ -86,7 +100,7 @@ class Timeline:
     ----------
     counts : TimelineCounts
     epoch : int
-        Goes up when the sender's clock was set back: times before and after cannot be compared.
+        Goes up when the sender's clock was set: times before and after cannot be compared.
     """
 
     def __init__(self, sfreq: float, stamping: Stamping = "per_sample", name: str = "a stream") -> None:
@@ -108,6 +122,9 @@ class Timeline:
         self._anchor_x, self._anchor_y = array("d"), array("d")
         self._new_x, self._new_y = array("d"), array("d")
         self._knots = 0
+        self._rate, self._rate_sd = 0.0, RATE_SD  # of the sampling clock, before the anchors are looked at
+        self._learnt_until = index  # samples up to here have been looked at for the begin of the fit
+        self._late_until = index  # samples up to here whose stamps do not fit are late, nothing is lost before them
         self._last_stamp = float("nan")  # as it came: samples of one block share it
         self._in_block = 0  # samples of the present block so far
         self._block_length = 1
@@ -162,6 +179,8 @@ class Timeline:
         if self._line is None and not self._learn(stamps):
             return Placement(0, np.empty(0, np.intp), np.empty(0, np.int64), False)
         placement = self._place_regular(stamps) or self._place_one_by_one(stamps)
+        if placement is None:  # a new epoch has begun with these stamps
+            return self.place(stamps)
         if (rate := self._rate_check.add(stamps[: placement.consumed])) is not None:
             raise StreamDescriptionError(
                 f"{self.name} announces {self.sfreq:g} Hz, but its first time stamps tell {rate:.5g} Hz "
@@ -190,7 +209,8 @@ class Timeline:
         self._next += n
         return Placement(n, np.arange(n), index, self._pass_knot())
 
-    def _place_one_by_one(self, stamps: Float64) -> Placement:
+    def _place_one_by_one(self, stamps: Float64) -> Placement | None:
+        """Judge each stamp; None where the first one has begun a new epoch, and nothing has been placed."""
         keep: list[int] = []
         numbers: list[int] = []
         values = stamps.tolist()
@@ -203,18 +223,20 @@ class Timeline:
                 position += 1
                 continue
             residual = self._residual(stamp)
+            if residual is not None and abs(residual) > self._tolerance and self._next < self._late_until:
+                residual = None
             if residual is not None and abs(residual) > self._tolerance:
-                verdict = self._judge(residual, values, position)
-                if verdict == "undecided":
+                verdict = self._judge(residual, stamps, position)
+                if verdict.kind == "undecided":
                     break
-                if verdict == "new epoch":
+                if verdict.kind == "new epoch":
                     if position:
                         break  # it begins with a call of its own
                     self.counts.restarts += 1
                     self.epoch += 1
                     self._begin_epoch(self._next + 1)  # one number is left out: a hole that nothing is joined over
-                    return self.place(stamps)
-                if verdict == "repeated":
+                    return None
+                if verdict.kind == "repeated":
                     off_sample = abs(residual * self.sfreq - round(residual * self.sfreq))
                     self.counts.received += 1
                     self.counts.duplicates += off_sample < 0.25
@@ -222,16 +244,12 @@ class Timeline:
                     self._repeated_stamp = stamp
                     position += 1
                     continue
-                if verdict == "gap":
+                if verdict.kind == "gap":
                     if position:
                         break  # a hole is in front of a placement, never inside
-                    missing = max(1, round(residual * self.sfreq))
-                    self.counts.gaps += 1
-                    self.counts.lost += missing
-                    self._next += missing
-                    self._in_block = 0
-                    residual -= missing / self.sfreq
+                    residual -= self._leave_out(verdict.gap_s)
                 else:
+                    self._late_until = self._next + verdict.n_late
                     residual = None
             if residual is None and self._is_anchor(stamp):
                 self.counts.bad_stamps += 1
@@ -254,9 +272,21 @@ class Timeline:
         n_learn = max(3, round(LEARN_S * self.sfreq))
         if len(stamps) < n_learn:
             return False
-        first = stamps[:n_learn]
         if self.stamping == "per_sample":
+            first = stamps[: MAX_LEARN_FACTOR * n_learn]
+            finite = np.isfinite(first)
+            n_needed = min((int(finite.argmax()) if finite.any() else len(stamps) + 1) + n_learn, MAX_LEARN_FACTOR * n_learn)
+            if len(stamps) < n_needed:
+                return False
+            first = first[:n_needed]
             starts = np.flatnonzero(np.isfinite(first))
+            same = int(np.count_nonzero(first[1:] == first[:-1]))
+            if 3 * same > len(first):
+                raise StreamDescriptionError(
+                    f"{self.name} is described as stamped sample by sample (stamps = 'per_sample'), but {same} of its first "
+                    f"{len(first)} samples carry the stamp of the sample before them: whole blocks share one stamp. Set "
+                    "stamps = 'last_of_block' (what most senders mean) or 'first_of_block' for this stream."
+                )
         else:  # the first block may be cut, so its length and stamp say nothing
             first = stamps[: MAX_LEARN_FACTOR * n_learn]
             starts = np.flatnonzero(np.isfinite(first[1:]) & (first[1:] != first[:-1])) + 1
@@ -275,6 +305,7 @@ class Timeline:
         self._origin_time = float(np.median(offsets))
         self._jitter = 1.4826 * float(np.median(np.abs(offsets - self._origin_time)))
         self._line = Line(0.0, 0.0, 0.0, max(self._jitter, STAMP_FLOOR_S), RATE_SD)
+        self._learnt_until = self._next + len(first)
         return True
 
     @property
@@ -296,23 +327,80 @@ class Timeline:
             return None
         return stamp - self._lead - self.sender_time(self._next)
 
-    def _judge(self, residual: float, values: list[float], position: int) -> str:
-        """What a stamp that does not fit means, told by the stamps that follow it."""
-        followers: list[tuple[int, float]] = []
-        previous = values[position]
-        for after, stamp in enumerate(values[position + 1 :], start=1):
-            if math.isfinite(stamp) and (self.stamping == "per_sample" or stamp != previous):
-                followers.append((after, stamp - self._lead - self.sender_time(self._next + after)))
-                if len(followers) == FOLLOWERS:
-                    break
-            previous = stamp
-        if len(followers) < FOLLOWERS:
-            return "undecided"
-        if all(abs(later) <= self._tolerance for _, later in followers):
-            return "bad stamp"
-        if residual > 0:
-            return "gap"
-        return "repeated" if residual > -MAX_BACKWARD_S else "new epoch"
+    def _judge(self, residual: float, stamps: Float64, position: int) -> _Verdict:
+        """What a stamp that does not fit means, told by the stamps that follow it.
+
+        Every answer is given by the stamps up to some sample, and not before that one has come: it must not depend on how
+        many more are at hand.
+        """
+        n_confirm = max(FOLLOWERS + 1, round(CONFIRM_S * self.sfreq))
+        n_late = 2 * n_confirm + (math.ceil(residual * self.sfreq) if 0 < residual <= MAX_LATE_S else 0)
+        after, later = self._followers(stamps[position : position + n_late + 1])
+        n_seen = min(len(stamps) - position - 1, n_late)
+        if len(later) < FOLLOWERS:
+            return _Verdict("undecided" if n_seen < n_late else "bad stamp")
+        tolerance = self._tolerance
+        on_line = np.abs(later) <= tolerance
+        if on_line[:FOLLOWERS].all():
+            return _Verdict("bad stamp")
+        if residual > MAX_GAP_S or residual <= -MAX_BACKWARD_S:
+            # not while the fit has just begun with these very samples: beginning again would end the same
+            return _Verdict("new epoch" if self._next >= self._learnt_until else "bad stamp")
+        if residual < 0:
+            return _Verdict("repeated")
+        if residual <= MAX_LATE_S:
+            # a sender that was held up and lost nothing catches up: the stamps come back to the line
+            back = np.flatnonzero(on_line[:-2] & on_line[1:-1] & on_line[2:])
+            n_watched = n_confirm
+            if n_seen >= n_confirm:
+                newest = later[after <= n_confirm][-FOLLOWERS - 1 :]
+                if len(newest) and float(np.median(newest)) < residual - tolerance:
+                    n_watched = n_late  # the samples come faster than nominal
+            if len(back) and after[back[0] + 2] <= n_watched:
+                return _Verdict("late", n_late=int(after[back[0]]))
+            if n_seen < n_watched:
+                return _Verdict("undecided")
+        if self._jitter * self.sfreq <= SURE_JITTER:
+            return _Verdict("gap", residual)
+        if n_seen < n_confirm:
+            return _Verdict("undecided")
+        beyond = np.concatenate([[residual], later[after <= n_confirm]])
+        level = float(np.median(beyond[: FOLLOWERS + 1]))
+        alike = np.abs(beyond - level) <= tolerance
+        n_alike = len(alike) if alike.all() else max(1, int(alike.argmin()))  # what comes after has a fault of its own
+        return _Verdict("gap", float(np.median(beyond[:n_alike])))
+
+    def _followers(self, stamps: Float64) -> tuple[NDArray[np.intp], Float64]:
+        """Of the stamps after the first of these: how far behind it those are that say something, and their residuals."""
+        line = self._line
+        assert line is not None, "the first samples have been learnt"
+        useful = np.isfinite(stamps[1:])
+        if self.stamping != "per_sample":
+            useful &= stamps[1:] != stamps[:-1]
+        after = np.flatnonzero(useful) + 1
+        nominal = (self._next + after - self._origin_index) / self.sfreq
+        on_line = line.value + line.slope * (nominal - line.at)
+        return after, stamps[after] - self._lead - (self._origin_time + nominal + on_line)
+
+    def _leave_out(self, gap_s: float) -> float:
+        """Leave out the numbers of a hole; returns what its first stamp is beyond the fit because of the hole, seconds."""
+        missing = max(1, round(gap_s * self.sfreq))
+        self.counts.gaps += 1
+        self.counts.lost += missing
+        self._next += missing
+        self._in_block = 0
+        if self._jitter * self.sfreq <= SURE_JITTER:
+            return missing / self.sfreq
+        # the number of lost samples is a guess, the time after them is not: the fit begins anew there, with the rate it had
+        line = self._line
+        assert line is not None, "the first samples have been learnt"
+        at = (self._next - self._origin_index) / self.sfreq
+        beyond = gap_s - missing / self.sfreq
+        self._rate, self._rate_sd = line.slope, max(line.slope_sd, KEPT_RATE_SD)
+        self._line = Line(at, line(at) + beyond, line.slope, max(self._jitter, 0.5 / self.sfreq), self._rate_sd)
+        del self._anchor_x[:], self._anchor_y[:], self._new_x[:], self._new_y[:]
+        self._knots = 0
+        return gap_s
 
     def _count(self, stamp: float, residual: float | None) -> None:
         self.counts.received += 1
@@ -343,4 +431,8 @@ class Timeline:
             del self._anchor_x[0], self._anchor_y[0]
         self._knots += 1
         if self._knots <= EAGER_KNOTS or self._knots % LAZY_KNOTS == 0:
-            self._line = fit_line(np.array(self._anchor_x), np.array(self._anchor_y), None, RATE_SD, STAMP_FLOOR_S)
+            floor = STAMP_FLOOR_S if len(self._anchor_x) >= FEW_ANCHORS else max(STAMP_FLOOR_S, self._jitter)
+            x = np.array(self._anchor_x)
+            line = fit_line(x, np.array(self._anchor_y) - self._rate * x, None, self._rate_sd, floor)
+            value, slope = line.value + self._rate * line.at, line.slope + self._rate
+            self._line = Line(line.at, value, slope, line.value_sd, line.slope_sd)

@@ -61,6 +61,29 @@ def test_clock_errors_jitter_and_holes_are_no_wrong_rate(
     assert judged(stamps, sfreq) is None
 
 
+@given(
+    seed=st.integers(0, 10**6),
+    sfreq=st.sampled_from([500.0, 512.0, 1000.0]),
+    block=st.integers(1, 300),
+    inner=st.floats(0, 1e-4),
+    jitter_ms=st.sampled_from([0.0, 0.1, 1.0]),
+)
+def test_samples_stamped_when_their_block_is_sent_are_no_wrong_rate(
+    seed: int, sfreq: float, block: int, inner: float, jitter_ms: float
+) -> None:
+    index = np.arange(round(SECONDS * sfreq))
+    late = np.abs(np.random.default_rng(seed).normal(0, jitter_ms * 1e-3, len(index) // block + 1))[index // block]
+    assert judged((index // block + 1) * block / sfreq + inner * (index % block) + late, sfreq) is None
+
+
+@pytest.mark.parametrize("block", [10, 64, 100])
+@pytest.mark.parametrize("factor", [0.5, 0.95, 1.05, 2.0])
+def test_in_blocks_too_a_wrong_rate_is_found(block: int, factor: float) -> None:
+    index = np.arange(round(SECONDS * 1000))
+    stamps = ((index // block + 1) * block + 0.01 * (index % block)) / (1000 * factor)
+    assert judged(stamps, 1000.0) == pytest.approx(1000 * factor, rel=0.02)
+
+
 @pytest.mark.parametrize("stamping", ["per_sample", "first_of_block", "last_of_block"])
 @pytest.mark.parametrize("factor", [0.5, 0.95, 1.05, 2.0])
 def test_the_timeline_refuses_to_number_such_a_stream(stamping: Stamping, factor: float) -> None:

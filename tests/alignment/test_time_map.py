@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -86,3 +89,26 @@ def test_an_error_that_would_take_a_minute_is_a_flagged_jump() -> None:
     assert time_map.bend(100, 11.1, 1e-3)
     assert time_map.time_at(100) == pytest.approx(11.1)
     assert time_map.steps == 1
+
+
+def test_looking_at_the_newest_knots_takes_no_longer_for_a_long_session() -> None:
+    class Counted(deque[float]):
+        looked_at = 0
+
+        def __getitem__(self, k: int) -> float:  # type: ignore[override]
+            assert -16 <= k < 0, "from the right end, where a deque is quick"
+            Counted.looked_at += 1
+            return super().__getitem__(k)
+
+        def __iter__(self) -> Iterator[float]:
+            raise AssertionError("walks through the whole session")
+
+    time_map = TimeMap(SFREQ, history=None)
+    for k in range(10_000):
+        time_map.bend(100 * k, 0.1 * k, 1e-3)
+    newest = np.arange(999_000.0, 999_950.0, 10.0)
+    expected = time_map.times_at(newest)
+    time_map._index, time_map._time = Counted(time_map._index), Counted(time_map._time)
+    np.testing.assert_array_equal(time_map.times_at(newest), expected)
+    np.testing.assert_allclose(time_map.indices_at(expected), newest, atol=1e-6)
+    assert Counted.looked_at < 100

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rt_mmdf.alignment.rate_check import RateCheck
 from rt_mmdf.alignment.timeline import Timeline
 from rt_mmdf.core.errors import StreamDescriptionError
 
@@ -38,6 +39,7 @@ def faulty(rng: np.random.Generator) -> np.ndarray:
     stamps = np.insert(stamps, 1500, stamps[1480:1485])
     stamps[2000] = np.nan
     stamps[2200] += 0.3
+    stamps[2500:2600] += 0.11 - np.arange(100) // 10 * 0.01  # held up for 0.1 s, ten chunks
     return stamps + rng.normal(0, 2e-5, len(stamps))
 
 
@@ -65,7 +67,7 @@ def test_each_fault_is_found_counted_and_does_not_spread() -> None:
     timeline = Timeline(SFREQ)
     keep, numbers = place_all(timeline, faulty(np.random.default_rng(1)))
     counts = timeline.counts
-    assert (counts.gaps, counts.lost, counts.duplicates, counts.bad_stamps) == (1, 17, 5, 2)
+    assert (counts.gaps, counts.lost, counts.duplicates, counts.bad_stamps) == (1, 17, 5, 102)
     assert counts.backward == counts.restarts == 0
     assert len(keep) == 3000 - 17
     expected = np.delete(np.arange(3000), slice(1000, 1017))
@@ -136,4 +138,142 @@ def test_stamps_with_5_ms_of_jitter_lose_nothing_and_find_the_rate() -> None:
 
 def test_a_stream_without_any_usable_stamp_is_refused() -> None:
     with pytest.raises(StreamDescriptionError, match="no finite time stamp"):
-        Timeline(SFREQ).place(np.full(500, np.nan))
+        Timeline(SFREQ).place(np.full(2000, np.nan))
+
+
+@given(n_bad=st.integers(1, 1700), cut=st.integers(1, 3000))
+def test_a_stream_whose_first_stamps_are_unusable_waits_for_better_ones(n_bad: int, cut: int) -> None:
+    stamps = regular(3000)
+    stamps[:n_bad] = np.nan
+    timeline = Timeline(SFREQ)
+    keep, numbers = place_all(timeline, stamps, [cut])
+    np.testing.assert_array_equal(keep, np.arange(3000))
+    np.testing.assert_array_equal(numbers, np.arange(3000))
+    assert timeline.counts.bad_stamps == n_bad
+    assert timeline.sender_time(2999) == pytest.approx(stamps[-1], abs=2e-5)
+
+
+@pytest.mark.parametrize("block", [2, 10, 64, 500])
+def test_blocks_that_share_a_stamp_are_not_taken_for_samples_with_their_own(block: int) -> None:
+    stamps = np.repeat(regular(3000)[::block], block)
+    with pytest.raises(StreamDescriptionError, match=r"per_sample.*last_of_block"):
+        Timeline(SFREQ).place(stamps)
+
+
+def held_up(seconds: float, at: int, chunk: int, by_chunk: bool) -> np.ndarray:
+    """Stamps of a sender that stood still and lost nothing, then sent all that had waited."""
+    n = 6000
+    pushed = (np.arange(n) // chunk + 1) * chunk / SFREQ
+    stood = (at // chunk + 1) * chunk / SFREQ
+    late = (pushed >= stood) & (pushed < stood + seconds)
+    if by_chunk:  # liblsl: the last sample is stamped when it is pushed, the others by the nominal rate
+        pushed[late] = stood + seconds + 1e-2 * (pushed[late] - stood)
+        return pushed + (np.arange(n) % chunk - chunk + 1) / SFREQ
+    stamps = np.arange(n) / SFREQ
+    stamps[late] = stood + seconds + 1e-2 * (stamps[late] - stood)
+    return stamps
+
+
+@given(
+    seconds=st.floats(0.005, 1.8),
+    at=st.integers(400, 3000),
+    chunk=st.sampled_from([1, 8, 10, 32, 100]),
+    by_chunk=st.booleans(),
+    cuts=st.lists(st.integers(0, 6000), max_size=6),
+)
+def test_a_sender_that_was_held_up_has_lost_nothing(
+    seconds: float, at: int, chunk: int, by_chunk: bool, cuts: list[int]
+) -> None:
+    stamps = held_up(seconds, at, chunk, by_chunk)
+    timeline = Timeline(SFREQ)
+    keep, numbers = place_all(timeline, stamps, cuts)
+    np.testing.assert_array_equal(keep, np.arange(6000))
+    np.testing.assert_array_equal(numbers, np.arange(6000))
+    counts = timeline.counts
+    assert counts.gaps == counts.lost == counts.duplicates == counts.backward == counts.restarts == 0
+    assert counts.bad_stamps > 0
+    assert timeline.sender_time(5999) == pytest.approx(stamps[-1], abs=1e-4)
+
+
+@given(
+    seed=st.integers(0, 10**6), n_lost=st.integers(8, 300), jitter=st.sampled_from([2e-4, 1e-3]), cut=st.integers(3000, 3400)
+)
+def test_through_jitter_the_size_of_a_hole_is_told_by_its_followers(seed: int, n_lost: int, jitter: float, cut: int) -> None:
+    true = regular(8000, ppm=60)
+    stamps = np.delete(true + np.random.default_rng(seed).normal(0, jitter, len(true)), slice(3000, 3000 + n_lost))
+    timeline, other = Timeline(SFREQ), Timeline(SFREQ)
+    keep, numbers = place_all(timeline, stamps)
+    _, other_numbers = place_all(other, stamps, [cut])
+    np.testing.assert_array_equal(other_numbers, numbers)
+    assert len(keep) == len(stamps)
+    assert (timeline.counts.gaps, timeline.counts.lost) == (1, n_lost)
+    error = timeline.sender_time(int(numbers[-1])) - true[-1]
+    assert abs(error) < min(0.5 * jitter, 5 * timeline.sender_time_sd(int(numbers[-1])))
+
+
+def test_where_the_size_of_a_hole_stays_doubtful_the_time_after_it_does_not() -> None:
+    true = regular(12_000, ppm=60)
+    jittered = true + np.random.default_rng(2).normal(0, 5e-3, len(true))
+    stamps = np.delete(jittered, slice(5000, 5060))
+    timeline = Timeline(SFREQ)
+    _, numbers = place_all(timeline, stamps)
+    assert timeline.counts.gaps == 1
+    assert timeline.counts.lost == pytest.approx(60, abs=3)
+    assert timeline.sender_time(int(numbers[-1])) == pytest.approx(true[-1], abs=5e-4)
+
+
+@pytest.mark.parametrize("step", [-30.0, 61.0, 3600.0])
+def test_a_clock_that_was_set_is_no_hole_of_an_hour(step: float) -> None:
+    stamps = regular(4000)
+    stamps[2000:] += step
+    timeline = Timeline(SFREQ)
+    keep, numbers = place_all(timeline, stamps, [2100])
+    assert (timeline.counts.restarts, timeline.counts.gaps, timeline.counts.lost) == (1, 0, 0)
+    assert len(keep) == 4000
+    assert numbers[-1] == 4000
+
+
+def test_a_clock_that_is_set_twice_at_once_ends_in_one_new_epoch_or_two() -> None:
+    stamps = regular(4000)
+    stamps[2000:2050] -= 30.0  # a minority of what the new epoch begins with
+    stamps[2050:] -= 20.0
+    timeline = Timeline(SFREQ)
+    keep, _ = place_all(timeline, stamps)
+    assert timeline.counts.restarts in (1, 2)
+    assert len(keep) == 4000
+    assert timeline.sender_time(timeline.next_index - 1) == pytest.approx(stamps[-1], abs=2e-5)
+
+
+def test_after_the_clock_was_set_each_stamp_is_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[np.ndarray] = []
+    add = RateCheck.add
+
+    def spy(self: RateCheck, stamps: np.ndarray) -> float | None:
+        checked.append(stamps)
+        return add(self, stamps)
+
+    monkeypatch.setattr(RateCheck, "add", spy)
+    stamps = regular(4000)
+    stamps[2000:] -= 30.0
+    place_all(Timeline(SFREQ), stamps)
+    np.testing.assert_array_equal(np.concatenate(checked), stamps)
+
+
+@given(
+    seed=st.integers(0, 10**6),
+    jitter=st.sampled_from([0.0, 2e-5, 1e-3]),
+    faults=st.lists(st.tuples(st.integers(300, 2500), st.floats(-0.4, 3.0), st.integers(1, 200)), max_size=4),
+)
+def test_the_quick_way_places_as_the_careful_one(seed: int, jitter: float, faults: list[tuple[int, float, int]]) -> None:
+    stamps = regular() + np.random.default_rng(seed).normal(0, jitter, 3000)
+    for at, late, n in faults:
+        stamps[at : at + n] += late
+    quick, careful = Timeline(SFREQ), Timeline(SFREQ)
+    keep, numbers = place_all(quick, stamps)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Timeline, "_place_regular", lambda self, stamps: None)
+        careful_keep, careful_numbers = place_all(careful, stamps)
+    np.testing.assert_array_equal(keep, careful_keep)
+    np.testing.assert_array_equal(numbers, careful_numbers)
+    assert quick.counts == careful.counts
+    assert quick.sender_time(3500) == careful.sender_time(3500)
