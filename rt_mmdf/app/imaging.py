@@ -51,7 +51,7 @@ class Imaging:
         ConfigurationError, HeadModelError, NoiseCovarianceError
             Something cannot be read or does not fit the channels.
         """
-        head = load_or_build_head(settings.head, streaming, progress)
+        head = load_or_build_head(settings.head, streaming, progress).named_like(streaming.names)
         not_imaged = head.missing(streaming.names)
         channels = streaming.pick([i for i, name in enumerate(streaming.names) if name not in set(not_imaged)])
         if len(channels) == 0:

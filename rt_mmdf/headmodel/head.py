@@ -170,6 +170,26 @@ class HeadModel:
         info = mne.pick_info(self.info, order)
         return HeadModel(self.name, self.kind, forward, info, self.hemispheres, dict(self.recipe))
 
+    def named_like(self, ch_names: Iterable[str]) -> HeadModel:
+        """The same head, its channels called as in `ch_names` where the two differ in spaces only.
+
+        Neuromag's ``MEG 0111`` and ``EEG 001`` lost their space in newer files; both are on the wire. The head itself where
+        nothing is to be changed, or where a name would be taken twice.
+        """
+        wanted = {name.replace(" ", ""): name for name in ch_names}
+        names = [wanted.get(own.replace(" ", ""), own) for own in self.ch_names]
+        if names == list(self.ch_names) or len(set(names)) != len(names):
+            return self
+        mapping = dict(zip(self.ch_names, names, strict=True))
+        forward, info = self.forward.copy(), self.info.copy()
+        mne.rename_channels(info, mapping, verbose="ERROR")
+        forward["info"] = forward["info"].copy()
+        mne.rename_channels(forward["info"], mapping, verbose="ERROR")
+        for part in ("sol", "sol_grad"):
+            if forward.get(part) is not None:
+                forward[part] = {**forward[part], "row_names": [mapping[own] for own in forward[part]["row_names"]]}
+        return HeadModel(self.name, self.kind, forward, info, self.hemispheres, dict(self.recipe))
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of names, leadfield (as float32, which is what a FIF file holds), source vertices and cortex."""

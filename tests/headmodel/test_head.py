@@ -229,3 +229,13 @@ def test_the_fingerprint_sees_names_gain_and_cortex(template_head_ico3: HeadMode
     assert moved.fingerprint != template_head_ico3.fingerprint
     swapped = template_head_ico3.pick([*template_head_ico3.ch_names[1::-1], *template_head_ico3.ch_names[2:]])
     assert swapped.fingerprint != template_head_ico3.fingerprint
+
+
+def test_names_that_differ_in_spaces_only_are_the_same_channels(template_head_ico3: HeadModel) -> None:
+    own = template_head_ico3.ch_names
+    streaming = [f"{name[:3]} {name[3:]}" for name in own]
+    named = template_head_ico3.named_like(streaming)
+    assert named.ch_names == tuple(streaming) == tuple(named.info["ch_names"])
+    np.testing.assert_array_equal(named.leadfield(streaming[::-1]), template_head_ico3.leadfield(own[::-1]))
+    assert template_head_ico3.ch_names == own  # the head itself stays as it was
+    assert template_head_ico3.named_like(own) is template_head_ico3
