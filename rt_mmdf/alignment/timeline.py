@@ -340,7 +340,9 @@ class Timeline:
         if len(later) < FOLLOWERS:
             return _Verdict("undecided" if n_seen < n_late else "bad stamp")
         tolerance = self._tolerance
-        on_line = np.abs(later) <= tolerance
+        # half the tolerance where jitter sets it: of a hole of 5 sd only one stamp in six is out, and the others must not
+        # pass for a return to the line
+        on_line = np.abs(later) <= max(0.75 / self.sfreq, tolerance / 2)
         if on_line[:FOLLOWERS].all():
             return _Verdict("bad stamp")
         if residual > MAX_GAP_S or residual <= -MAX_BACKWARD_S:
