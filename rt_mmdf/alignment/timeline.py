@@ -48,7 +48,7 @@ class TimelineCounts:
     lost: int = 0  # in those holes
     duplicates: int = 0  # dropped: their stamp had been seen
     backward: int = 0  # dropped: their stamp lies between stamps that had been seen
-    bad_stamps: int = 0  # kept: only the stamp was unusable
+    bad_stamps: int = 0  # kept: only the stamp was unusable, or late
     restarts: int = 0  # the sender's clock went back by more than `MAX_BACKWARD_S`, or on by more than `MAX_GAP_S`
 
     def as_dict(self) -> dict[str, int]:
