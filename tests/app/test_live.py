@@ -294,7 +294,8 @@ def test_eeg_alone_is_imaged_and_said(
         )
     assert done.returncode == 0, done.stderr
     assert "imaging from EEG alone" in " ".join(done.stderr.split())
-    seen = check_report(report, lost_samples={"eeg": int, "meg": type(None)})
+    nothing = type(None)  # there is nothing to lose of MEG, and nothing to align with
+    seen = check_report(report, lost_samples={"eeg": int, "meg": nothing}, alignment_ms={"p50": nothing, "p99": nothing})
     assert (seen["n_channels"], seen["modalities"]) == (60, ["eeg"])
     assert seen["estimates"] > 100
 
