@@ -362,10 +362,12 @@ class Aligner:
             lane.needed = int(position[0]) - lane.n_past + 1
         present = [lane.covers(position[-1]) for lane, position in zip(self._lanes, positions, strict=True)]
         late = now - self.settings.late_ms * 1e-3
-        expected = (not here and lane.newest_time >= late for lane, here in zip(self._lanes, present, strict=True))
+        alive = [lane.newest_time >= late for lane in self._lanes]
+        expected = (lives and not here for lives, here in zip(alive, present, strict=True))
         if any(expected) or (not any(present) and times[-1] >= late):
-            for lane, position in zip(self._lanes, positions, strict=True):
-                lane.wanted = max(0, int(position[-1]) + lane.n_ahead + 1 - lane.stop - lane.n_undecided)
+            for lane, lives, position in zip(self._lanes, alive, positions, strict=True):
+                lacking = int(position[-1]) + lane.n_ahead + 1 - lane.stop - lane.n_undecided
+                lane.wanted = max(0, lacking) if lives else 0
             return None
         hop = self._assemble(times, positions, present, now)
         self._next_hop += 1

@@ -176,6 +176,8 @@ def test_a_dead_stream_is_marked_missing_holds_nobody_and_comes_back() -> None:
         if not 200 <= k < 400:  # silent from 4 s to 8 s after the start
             subject.add(EEG, eeg.block(10 * (k - 1), 10 * k))
         log += [(now, hop) for hop in drain(subject, now)]
+        if 220 < k < 400:
+            assert subject.wanted(EEG) == 0  # nobody need wait for its samples before looking at the other's
     by_hop = [(now - hop.block.times[-1], bool(hop.block.flags[-1] & Flag.EEG_MISSING)) for now, hop in log]
     times = np.array([hop.block.times[-1] - 5.0 for _, hop in log])
     waits, missing = np.array([w for w, _ in by_hop]), np.array([m for _, m in by_hop])
