@@ -168,7 +168,7 @@ def figures(found: Alignment, after_s: float = 30.0) -> dict[str, object]:
             {
                 "second": round(float(found.seconds[k]), 2),
                 "error_ms": float(found.error_ms[k]),
-                "claimed_ms": float(found.claimed_ms[k]),
+                "claimed_ms": float(found.claimed_ms[k]) if np.isfinite(found.claimed_ms[k]) else None,
             }
             for k in np.flatnonzero(~late)[::4]
         ],
