@@ -17,6 +17,7 @@ from rt_mmdf.app.imaging import Imaging
 from rt_mmdf.app.session import Session
 from rt_mmdf.app.settings import SessionSettings
 from rt_mmdf.core.blocks import SourceEstimate
+from rt_mmdf.core.channels import Modality
 from rt_mmdf.headmodel.head import HeadModel
 from rt_mmdf.headmodel.subject import build_subject
 from rt_mmdf.headmodel.whitener import imaging_info
@@ -68,6 +69,20 @@ class Offline:
             pick_ori=None,
             verbose="ERROR",
         ).data
+
+    @staticmethod
+    def resampled(live: Live, data: np.ndarray, times: np.ndarray, ahead: dict[Modality, int] | None = None) -> np.ndarray:
+        """`data` at the time maps that the engine reports, by a Hann-windowed sinc of 128 samples: nothing of the engine's
+        own resampler. `ahead`: samples of `data` before the first that was received."""
+        reach, out = 64, np.empty((len(data), len(times)))
+        for modality in Modality:
+            rows = live.imaging.channels.of_modality(modality)
+            position = live.engine.intake.aligner.time_map(modality).indices_at(times) + (ahead or {}).get(modality, 0)
+            for j, (k, p) in enumerate(zip(np.floor(position).astype(int), position, strict=True)):
+                at = np.arange(k - reach + 1, k + reach + 1)
+                weights = np.sinc(at - p) * np.cos(np.pi * (at - p) / (2 * reach)) ** 2
+                out[rows, j] = data[rows][:, np.clip(at, 0, data.shape[1] - 1)] @ (weights / weights.sum())
+        return out
 
     @staticmethod
     def relative_difference(a: np.ndarray, b: np.ndarray) -> float:

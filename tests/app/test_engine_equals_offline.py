@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,24 +107,9 @@ def test_through_fitted_clocks_the_live_estimate_is_that_of_the_resampled_file(
     live = image_live(raw, sample_settings(method=method, grid="clock"), 100.0, 150.0)
     check_every_sample_is_accounted_for(live)
     times = np.concatenate([e.times for e in live.estimates])
-    resampled = np.vstack(list(resample_at_the_reported_map(offline.in_file_order(live), live, times)))
+    resampled = offline.resampled(live, offline.in_file_order(live), times)
     wanted = offline.image(live, resampled)
     got = np.hstack([e.data for e in live.estimates])
     inside = (times > times[0] + 0.2) & (times < times[-1] - 0.3)  # the long sinc needs samples on both sides
     assert inside.sum() > 1200
     assert offline.relative_difference(got[:, inside], wanted[:, inside]) < 1e-3
-
-
-def resample_at_the_reported_map(data: np.ndarray, live: Live, times: np.ndarray) -> Iterator[np.ndarray]:
-    """Each modality by a Hann-windowed sinc of 128 samples: nothing of the engine's own resampler."""
-    reach = 64
-    for modality in Modality:
-        rows = live.imaging.channels.of_modality(modality)
-        position = live.engine.intake.aligner.time_map(modality).indices_at(times)
-        whole = np.floor(position).astype(int)
-        out = np.empty((len(rows), len(times)))
-        for j, (k, p) in enumerate(zip(whole, position, strict=True)):
-            at = np.arange(k - reach + 1, k + reach + 1)
-            weights = np.sinc(at - p) * np.cos(np.pi * (at - p) / (2 * reach)) ** 2
-            out[:, j] = data[rows][:, np.clip(at, 0, data.shape[1] - 1)] @ (weights / weights.sum())
-        yield out

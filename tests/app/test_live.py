@@ -22,6 +22,7 @@ from scipy.signal import sosfilt
 from rt_mmdf.app.session import Session
 from rt_mmdf.app.settings import SessionSettings
 from rt_mmdf.core.blocks import Flag, SourceEstimate
+from rt_mmdf.core.channels import Modality
 from rt_mmdf.lsl.interface import Inlet
 from rt_mmdf.lsl.network import NetworkTransport
 from rt_mmdf.preprocessing.filters import CausalFilter
@@ -70,19 +71,21 @@ def prefix() -> str:
 
 
 @pytest.mark.sample
+@pytest.mark.parametrize("method", ["MNE", "dSPM", "sLORETA", "eLORETA"])
 def test_live_equals_offline_on_the_real_recording(
+    method: str,
     prefix: str,
     sample_data: Path,
     tmp_path: Path,
     sample_settings: Callable[..., SessionSettings],
     offline: Any,
 ) -> None:
-    log_file, loops = tmp_path / "log.json", 2
+    log_file, loops = tmp_path / "log.json", 2 if method == "dSPM" else 1
     recording = sample_data / "sample_audvis_5s_raw.fif"
     estimates: list[SourceEstimate] = []
     words = ("--prefix", prefix, "--loop", loops, "--wait-for-consumers", 60, "--log", log_file)
     with running("replay", recording, *words) as replay:
-        session = Session(sample_settings(prefix=prefix), NetworkTransport(), on_estimate=estimates.append)
+        session = Session(sample_settings(prefix=prefix, method=method), NetworkTransport(), on_estimate=estimates.append)
         with session:
             wait_until("the replay ends", lambda: replay.poll() is not None, session.check)
     log = json.loads(log_file.read_text())["streams"]["meg"]
@@ -105,6 +108,35 @@ def test_live_equals_offline_on_the_real_recording(
     got = np.hstack([e.data for e in estimates])[:, inside]
     assert got.shape[1] > n_total - sfreq
     assert offline.relative_difference(got, wanted[:, : got.shape[1]]) < 1e-4
+
+
+@pytest.mark.sample
+def test_through_fitted_clocks_live_equals_the_resampled_recording(
+    prefix: str,
+    sample_data: Path,
+    tmp_path: Path,
+    sample_settings: Callable[..., SessionSettings],
+    offline: Any,
+) -> None:
+    log_file, estimates = tmp_path / "log.json", []
+    words = ("--prefix", prefix, "--wait-for-consumers", 60, "--log", log_file)
+    with running("replay", sample_data / "sample_audvis_5s_raw.fif", *words) as replay:
+        settings = sample_settings(prefix=prefix, grid="clock")
+        session = Session(settings, NetworkTransport(), on_estimate=estimates.append, keep_map=True)
+        with session:
+            wait_until("the replay ends", lambda: replay.poll() is not None, session.check)
+    logs = json.loads(log_file.read_text())["streams"]
+    aligner = session.intake.aligner
+    ahead = {m: round((aligner.first_stamp(m) - logs[m]["stamp_0"]) * logs[m]["sfreq"]) for m in Modality}
+    times, flags = (np.concatenate([getattr(e, name) for e in estimates]) for name in ("times", "flags"))
+    whole = (flags & int(Flag.EEG_MISSING | Flag.MEG_MISSING)) == 0
+    n = int(np.argmin(whole)) if not whole.all() else len(whole)  # the recording ends before the session does
+    assert session.engine.counts.skipped == session.intake.overwritten == 0
+    wanted = offline.image(session, offline.resampled(session, offline.in_file_order(session), times[:n], ahead))
+    got = np.hstack([e.data for e in estimates])[:, :n]
+    inside = (times[:n] > times[0] + 0.2) & (times[:n] < times[n - 1] - 0.3)  # the long sinc needs both sides
+    assert inside.sum() > 700
+    assert offline.relative_difference(got[:, inside], wanted[:, inside]) < 1e-3
 
 
 def test_a_stranger_hears_what_was_imaged(
