@@ -1,0 +1,1 @@
+"""How well the solvers do: the held-out suite, tables, statistics, figures and the report."""

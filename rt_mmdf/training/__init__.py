@@ -1,0 +1,1 @@
+"""Training of networks; its loop needs torch, numpy and safetensors alone."""
