@@ -37,7 +37,7 @@ class CaseResults:
         if wrong := {name: array.shape for name, array in self.values.items() if array.shape != shape}:
             raise ValueError(f"values of shape {wrong} seen; (solvers, cases) = {shape} expected")
         if len(self.cell_of_case) and not 0 <= self.cell_of_case.min() <= self.cell_of_case.max() < len(self.cells):
-            raise ValueError(f"cells {self.cell_of_case.min()} to {self.cell_of_case.max()} seen; there are {len(self.cells)}")
+            raise ValueError(f"cells up to {self.cell_of_case.max()} seen; there are {len(self.cells)}")
 
     @property
     def n_cases(self) -> int:
@@ -67,7 +67,9 @@ class CaseResults:
                 **arrays,
             )
         except OSError as error:
-            raise SinkError(f"results {path}: cannot be written ({error}). Choose a folder that you may write to.") from error
+            raise SinkError(
+                f"results {path}: cannot be written ({error}). Choose a folder that you may write to."
+            ) from error
 
 
 def load_results(path: Path) -> CaseResults:
