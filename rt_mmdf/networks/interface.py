@@ -59,7 +59,8 @@ class Batch:
     window : (n, n_channels, n_times) float32 | None, about 100 Hz; one of its columns is `sample`
     vertices : (n, n_entries) int64, sources that are active, 0 where `moments` is 0 (padding)
     moments : (n, n_entries) float32, nA m at the instant; a source may occur twice, its moments add up
-    centres : (n, n_patches) int64, -1 where there are fewer patches
+    centres : (n, n_patches) int64, sources nearest to the centres of the patches, -1 where there are fewer patches
+    centres_mm : (n, n_patches, 3) float32, where the centres truly are, NaN where there are fewer
     snr_db : (n,) float32, joint, of the instant
     """
 
@@ -68,6 +69,7 @@ class Batch:
     vertices: Tensor
     moments: Tensor
     centres: Tensor
+    centres_mm: Tensor
     snr_db: Tensor
 
     def __len__(self) -> int:

@@ -1,0 +1,310 @@
+"""Labelled samples made on the fly, on the device that trains: patches of cortex through a head, in its noise.
+
+Needs torch and numpy alone: scenes travel to a bare machine as arrays. Batches depend on the seed and the step's number only,
+so a run that is taken up again sees the very batches it would have seen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+from rt_mmdf.networks.interface import EEG, Batch, ForwardArrays
+
+CANDIDATES = 24  # places that are tried for a patch that must keep its distance from the others
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """One head under one noise, seen by a system that knows the head only nominally. Arrays alone.
+
+    arrays : what the system knows: the nominal head, whitened
+    gain : (n_channels, n_truth) float32
+        Whitened field of 1 nA m at each vertex of the true cortex, through the true head.
+    nearest : (n_truth,) int64, the source of `arrays` nearest to each true vertex
+    truth_mm : (n_truth, 3) float32, true vertices, in the frame of ``arrays.positions_mm``
+    colour : (n_channels, n_noise) float32
+        ``colour @ standard normal`` is whitened noise; the last `n_brain` columns are brain noise, 1/f in time.
+    neighbours : (n_truth, n_near) int64, vertices by rising geodesic distance, the first is the vertex itself
+    distance_mm : (n_truth, n_near) float32, infinite where there is none
+    """
+
+    name: str
+    arrays: ForwardArrays
+    gain: NDArray[np.float32]
+    nearest: NDArray[np.int64]
+    truth_mm: NDArray[np.float32]
+    colour: NDArray[np.float32]
+    n_brain: int
+    neighbours: NDArray[np.int64]
+    distance_mm: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class BatchSettings:
+    """What the samples hold. Ranges are uniform, both ends included.
+
+    radii_mm : geodesic radii of patches, one is drawn for each patch; 0 is one dipole
+    n_sources : least and most patches that are active at the instant
+    least_ratio : moment of the weakest patch over that of the strongest
+    smooth_share : share of patches with the profile of a raised cosine; the others are flat
+    separation_mm : least distance between two centres
+    n_times, sfreq : of the window; 1 for single samples
+    instant : where in the window the instant may lie, as a share of its length
+    silent_share : share of windows with one more patch that is active before or after the instant but not at it
+    channel_dropout : up to this share of channels is set to zero, drawn for each sample
+    modality_dropout : share of samples that lose all EEG or all MEG
+    """
+
+    size: int = 256
+    radii_mm: tuple[float, ...] = (0.0, 5.0, 10.0, 15.0, 20.0, 30.0)
+    n_sources: tuple[int, int] = (1, 3)
+    snr_db: tuple[float, float] = (-5.0, 20.0)
+    least_ratio: float = 0.5
+    smooth_share: float = 0.5
+    separation_mm: float = 30.0
+    n_times: int = 1
+    sfreq: float = 100.0
+    instant: tuple[float, float] = (0.5, 1.0)
+    silent_share: float = 0.0
+    channel_dropout: float = 0.0
+    modality_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        least, most = self.n_sources
+        if not 1 <= least <= most:
+            raise ValueError(f"n_sources = {self.n_sources}: two rising numbers from 1 are expected")
+        if self.size < 1 or self.n_times < 1 or not self.radii_mm or min(self.radii_mm) < 0:
+            raise ValueError("size and n_times of at least 1 and radii of at least 0 mm are expected")
+
+
+class BatchGenerator:
+    """Makes batches; the same `seed` and `step` give the same batch on the same kind of device.
+
+    Parameters
+    ----------
+    scenes : each batch comes from one of them
+    seed : batches of different seeds are independent; ranks of a distributed run take seeds of their own
+    """
+
+    def __init__(
+        self, scenes: Sequence[Scene], settings: BatchSettings, seed: int, device: torch.device | str = "cpu"
+    ) -> None:
+        if not scenes:
+            raise ValueError("batches need at least one scene")
+        for scene in scenes:
+            reach = scene.distance_mm[np.isfinite(scene.distance_mm)].max(initial=0.0)
+            if max(settings.radii_mm) > 0 and reach < 0.5 * max(settings.radii_mm):
+                raise ValueError(
+                    f"scene {scene.name!r}: neighbours reach {reach:.0f} mm; patches of {max(settings.radii_mm):g} mm need more"
+                )
+        self.settings = settings
+        self.seed = seed
+        self.device = torch.device(device)
+        self._shared: dict[int, Tensor] = {}
+        self.scenes = [_SceneTensors(scene, self) for scene in scenes]
+
+    def tensor(self, array: NDArray[np.generic]) -> Tensor:
+        """An array on the device; one that several scenes share goes there once."""
+        key = id(array)
+        if key not in self._shared:
+            self._shared[key] = torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+        return self._shared[key]
+
+    def batch(self, step: int, scene: int | None = None) -> tuple[Batch, int]:
+        """Batch number `step`, and the index of the scene that it comes from (drawn, unless it is given)."""
+        host = np.random.default_rng((self.seed, step))
+        drawn = int(host.integers(len(self.scenes)))
+        index = drawn if scene is None else scene
+        generator = torch.Generator(self.device)
+        generator.manual_seed(int(host.integers(2**62)))
+        return _Draw(self.scenes[index], self.settings, generator).batch(), index
+
+
+class _SceneTensors:
+    def __init__(self, scene: Scene, owner: BatchGenerator) -> None:
+        self.rank = scene.arrays.rank
+        # one row per vertex: what a patch gathers lies together in memory
+        self.fields = torch.from_numpy(np.ascontiguousarray(scene.gain.T)).to(owner.device)
+        self.colour = torch.from_numpy(np.ascontiguousarray(scene.colour.T)).to(owner.device)
+        self.n_brain = scene.n_brain
+        self.nearest, self.truth_mm = owner.tensor(scene.nearest), owner.tensor(scene.truth_mm)
+        self.neighbours, self.distance_mm = owner.tensor(scene.neighbours), owner.tensor(scene.distance_mm)
+        self.is_eeg = owner.tensor(scene.arrays.kinds) == EEG
+
+
+class _Draw:
+    """One batch in the making."""
+
+    def __init__(self, scene: _SceneTensors, settings: BatchSettings, generator: torch.Generator) -> None:
+        self.scene, self.settings, self.generator = scene, settings, generator
+        self.device = scene.fields.device
+        self.n = settings.size
+
+    def uniform(self, low: float, high: float, *shape: int) -> Tensor:
+        return torch.rand(shape, generator=self.generator, device=self.device) * (high - low) + low
+
+    def integers(self, n: int, *shape: int) -> Tensor:
+        return torch.randint(n, shape, generator=self.generator, device=self.device)
+
+    def normal(self, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=self.generator, device=self.device)
+
+    def batch(self) -> Batch:
+        s, scene = self.settings, self.scene
+        least, most = s.n_sources
+        windowed = s.n_times > 1
+        n_silent = 1 if windowed and s.silent_share > 0 else 0
+        n_patches = most + n_silent
+        count = self.integers(most - least + 1, self.n) + least
+        active = torch.arange(most, device=self.device) < count[:, None]
+        silent = self.uniform(0, 1, self.n, n_silent) < s.silent_share
+        centres = self._centres(n_patches)
+        vertices, shares = self._patches(centres)
+        size = self.uniform(s.least_ratio, 1, self.n, n_patches)
+        size[:, 0] = 1
+        size = size * (2 * self.integers(2, self.n, n_patches) - 1)
+        moment = size[:, :most] * active  # of each patch, before the scaling to the wanted SNR
+        fields = self._fields(vertices, shares)
+        field = torch.einsum("np,npc->nc", moment, fields[:, :most])
+        snr_db = self.uniform(*s.snr_db, self.n)
+        power = field.square().sum(dim=1) / scene.rank
+        scale = torch.sqrt(10 ** (snr_db / 10) / power.clamp_min(1e-30))
+        moment, field = moment * scale[:, None], field * scale[:, None]
+        if windowed:
+            instant = self._instants()
+            courses = self._courses(instant, n_patches, most)
+            there = torch.cat([moment, size[:, most:] * scale[:, None] * silent], dim=1)
+            window = torch.einsum("np,npt,npc->nct", there, courses, fields) + self._noise_window()
+            sample = window.gather(2, instant[:, None, None].expand(-1, window.shape[1], 1))[:, :, 0]
+        else:
+            window = None
+            sample = field + self.normal(self.n, scene.colour.shape[0]) @ scene.colour
+        if s.channel_dropout > 0 or s.modality_dropout > 0:
+            kept = self._kept(sample.shape[1])
+            sample = sample * kept
+            window = None if window is None else window * kept[:, :, None]
+        moments = (moment[:, :, None] * shares[:, :most]).reshape(self.n, -1)
+        placed = scene.nearest[vertices[:, :most]].reshape(self.n, -1)
+        on = active[:, :, None]
+        return Batch(
+            sample=sample,
+            window=window,
+            vertices=torch.where(moments != 0, placed, 0),
+            moments=moments,
+            centres=torch.where(active, scene.nearest[centres[:, :most]], -1),
+            centres_mm=torch.where(on, scene.truth_mm[centres[:, :most]], torch.nan),
+            snr_db=snr_db,
+        )
+
+    def _centres(self, n_patches: int) -> Tensor:
+        """(n, n_patches): drawn one after the other, the first of some candidates that keeps its distance."""
+        scene = self.scene
+        n_truth = len(scene.truth_mm)
+        chosen = self.integers(n_truth, self.n, 1)
+        for _ in range(1, n_patches):
+            candidates = self.integers(n_truth, self.n, CANDIDATES)
+            gaps = torch.cdist(scene.truth_mm[candidates], scene.truth_mm[chosen]).amin(dim=2)
+            far = (gaps >= self.settings.separation_mm).to(torch.uint8)
+            pick = torch.where(far.any(dim=1), far.argmax(dim=1), gaps.argmax(dim=1))
+            chosen = torch.cat([chosen, candidates.gather(1, pick[:, None])], dim=1)
+        return chosen
+
+    def _patches(self, centres: Tensor) -> tuple[Tensor, Tensor]:
+        """Vertices and shares, (n, n_patches, n_near); the shares of a patch sum to one."""
+        s, scene = self.settings, self.scene
+        radii = torch.tensor(s.radii_mm, device=self.device)
+        radius = radii[self.integers(len(radii), *centres.shape)][:, :, None]
+        smooth = self.uniform(0, 1, *centres.shape)[:, :, None] < s.smooth_share
+        distance = scene.distance_mm[centres]
+        inside = distance <= radius
+        widest = int(inside.sum(dim=2).max())  # neighbours come by rising distance: the rest is empty for all
+        distance, inside = distance[:, :, :widest], inside[:, :, :widest]
+        cosine = 1 + torch.cos(torch.pi * distance.clamp_max(100) / (radius * 1.05).clamp_min(1e-3))
+        share = torch.where(smooth & (radius > 0), cosine, 1.0) * inside
+        return scene.neighbours[:, :widest][centres], share / share.sum(dim=2, keepdim=True)
+
+    def _fields(self, vertices: Tensor, shares: Tensor) -> Tensor:
+        """(n, n_patches, n_channels), of patches of 1 nA m: a sparse product, only what a patch holds is gathered."""
+        n, n_patches, _ = vertices.shape
+        held = shares.reshape(n * n_patches, -1) > 0
+        counts = held.sum(dim=1)
+        offsets = torch.cumsum(counts, 0) - counts
+        fields = embedding_bag(
+            vertices.reshape(n * n_patches, -1)[held],
+            self.scene.fields,
+            offsets,
+            mode="sum",
+            per_sample_weights=shares.reshape(n * n_patches, -1)[held],
+        )
+        return fields.reshape(n, n_patches, -1)
+
+    def _instants(self) -> Tensor:
+        low, high = (min(int(share * self.settings.n_times), self.settings.n_times - 1) for share in self.settings.instant)
+        return self.integers(high - low + 1, self.n) + low
+
+    def _courses(self, instant: Tensor, n_patches: int, most: int) -> Tensor:
+        """(n, n_patches, n_times): swells of 0 to 20 Hz on a 1/f ground, one at the instant; the silent one is zero there."""
+        s = self.settings
+        times = (torch.arange(s.n_times, device=self.device)[None] - instant[:, None])[:, None] / s.sfreq
+        width = torch.exp(self.uniform(math.log(0.03), math.log(0.3), self.n, n_patches, 1))
+        offset = width * self.uniform(-0.5, 0.5, self.n, n_patches, 1)
+        frequency = self.uniform(0, 20, self.n, n_patches, 1) * (self.uniform(0, 1, self.n, n_patches, 1) < 0.7)
+        phase = self.uniform(-torch.pi / 4, torch.pi / 4, self.n, n_patches, 1)
+        envelope = torch.exp(-0.5 * ((times - offset) / width) ** 2)
+        swell = envelope * torch.cos(2 * torch.pi * frequency * times + phase)
+        ground = 0.2 * _pink(self.normal(self.n, n_patches, s.n_times))
+        course = swell + ground
+        at = instant[:, None, None].expand(-1, n_patches, 1)
+        now = course.gather(2, at)
+        # close to zero by chance: the ground is taken out
+        course = torch.where(now.abs() < 0.3, swell, course)
+        now = course.gather(2, at)
+        course = course / now
+        if n_patches > most:
+            apart = torch.sign(self.uniform(-1, 1, self.n, 1)) * self.uniform(2.5, 5, self.n, 1) * width[:, most]
+            late = torch.exp(-0.5 * ((times[:, 0] - apart) / width[:, most]) ** 2)
+            course = torch.cat([course[:, :most], (late - late.gather(1, instant[:, None]))[:, None]], dim=1)
+        return course
+
+    def _noise_window(self) -> Tensor:
+        """(n, n_channels, n_times): sensors white at this rate, brain 1/f."""
+        s, scene = self.settings, self.scene
+        raw = self.normal(self.n, s.n_times, scene.colour.shape[0])
+        if scene.n_brain:
+            brain = raw[:, :, -scene.n_brain :]
+            raw = torch.cat([raw[:, :, : -scene.n_brain], _pink(brain.transpose(1, 2)).transpose(1, 2)], dim=2)
+        return (raw @ scene.colour).transpose(1, 2)
+
+    def _kept(self, n_channels: int) -> Tensor:
+        """(n, n_channels): 1 where a channel is there."""
+        s = self.settings
+        share = self.uniform(0, s.channel_dropout, self.n, 1)
+        kept = self.uniform(0, 1, self.n, n_channels) >= share
+        lost = self.uniform(0, 1, self.n, 1) < s.modality_dropout
+        lose_eeg = self.uniform(0, 1, self.n, 1) < 0.5
+        gone = torch.where(lose_eeg, self.scene.is_eeg[None], ~self.scene.is_eeg[None])
+        # a head of one modality keeps it
+        gone = gone & ~gone.all(dim=1, keepdim=True)
+        return (kept & ~(lost & gone)).to(torch.float32)
+
+
+def _pink(white: Tensor) -> Tensor:
+    """White noise along the last axis turned into 1/f noise of the same variance."""
+    n_times = white.shape[-1]
+    spectrum = torch.fft.rfft(white, dim=-1)
+    order = torch.arange(spectrum.shape[-1], device=white.device).clamp_min(1)
+    weight = order**-0.5
+    share = torch.full_like(weight, 2.0)
+    share[0] = 1.0
+    if n_times % 2 == 0:
+        share[-1] = 1.0
+    weight = weight * torch.sqrt(n_times / (share * weight.square()).sum())
+    return torch.fft.irfft(spectrum * weight, n=n_times, dim=-1)
