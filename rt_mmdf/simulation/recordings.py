@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from rt_mmdf.core.errors import NoiseCovarianceError, SinkError
+from rt_mmdf.core.errors import SinkError
 from rt_mmdf.core.settings import Settings
 from rt_mmdf.headmodel.head import HeadModel
 from rt_mmdf.headmodel.template import build_template
 from rt_mmdf.metrics.localisation import snr_db
-from rt_mmdf.simulation.sources import Cortex, Patch, burst, fsaverage5_cortex, grow_patch, pink_noise, pink_power, transient
+from rt_mmdf.simulation.noise import brain_moment, sensor_colour, share_in_band
+from rt_mmdf.simulation.sources import Cortex, Patch, burst, fsaverage5_cortex, grow_patch, pink_noise, transient
 from rt_mmdf.simulation.truth import Event, Truth, truth_path
 
 Float64 = NDArray[np.float64]
@@ -121,8 +122,8 @@ def simulate_recording(
     n_times = round(settings.duration_s * settings.sfreq)
 
     brain_gain = gain[:, [scene.columns[int(vertex)] for vertex in scene.brain]]
-    brain_gain = brain_gain * _brain_moment(brain_gain[kinds == "eeg"], settings.eeg_brain_uv)
-    colour = _sensor_colour(scene.head, kinds, settings, noise_cov)
+    brain_gain = brain_gain * brain_moment(brain_gain, kinds, settings.eeg_brain_uv)
+    colour = sensor_colour(_deviations(kinds, settings), scene.head.ch_names, noise_cov)
     data = np.empty((len(kinds), n_times), dtype=np.float32)
     # single precision after scaling to unit noise: tesla squared would be below its range
     scale = np.sqrt(np.sum(colour**2, axis=1))
@@ -131,7 +132,8 @@ def simulate_recording(
         courses = pink_noise(len(part), n_times, settings.sfreq, rng).astype(np.float32)
         data += (brain_gain[:, part] / scale[:, None]).astype(np.float32) @ courses
 
-    brain_share, sensor_share = _share_in_band(settings, n_times)
+    freqs = np.asarray(np.fft.rfftfreq(n_times, 1 / settings.sfreq)[1:], dtype=np.float64)
+    brain_share, sensor_share = share_in_band(settings.band_hz, freqs)
     brain_cov, sensor_cov = brain_gain @ brain_gain.T, colour @ colour.T
     noise = (brain_share * brain_cov + sensor_share * sensor_cov) / np.outer(scale, scale)
     whitener = _inverse_root(noise)
@@ -197,44 +199,9 @@ def _scene(settings: SimulationSettings, progress: Callable[[str, float], None] 
     return _Scene(cortex, patches, brain, head, {int(vertex): column for column, vertex in enumerate(needed)})
 
 
-def _brain_moment(eeg_gain: Float64, wanted_uv: float) -> float:
-    """Standard deviation of the moment of each brain source (A m) that gives the median electrode `wanted_uv`."""
-    per_moment = float(np.median(np.sqrt(np.sum(eeg_gain**2, axis=1)))) if eeg_gain.size else 0.0
-    return wanted_uv * 1e-6 / per_moment if per_moment else 0.0
-
-
-def _sensor_colour(
-    head: HeadModel, kinds: NDArray[np.str_], settings: SimulationSettings, noise_cov: mne.Covariance | None
-) -> Float64:
-    """(n_channels, n_channels) matrix that turns white noise into the sensors' own."""
+def _deviations(kinds: NDArray[np.str_], settings: SimulationSettings) -> Float64:
     density = {"eeg": settings.eeg_nv * 1e-9, "mag": settings.mag_ft * 1e-15, "grad": settings.grad_ft_cm * 1e-13}
-    colour = np.diag([density[kind] * np.sqrt(settings.sfreq / 2) for kind in kinds])
-    if noise_cov is None:
-        return colour
-    known = {name: i for i, name in enumerate(noise_cov["names"])}
-    rows = [i for i, name in enumerate(head.ch_names) if name in known]
-    if not rows:
-        raise NoiseCovarianceError(
-            f"noise covariance of {len(known)} channels ({', '.join(list(known)[:3])}, ...): none of them is simulated; "
-            f"expected are names like {', '.join(head.ch_names[:2])}, {head.ch_names[-1]}."
-        )
-    columns = [known[head.ch_names[i]] for i in rows]
-    full = noise_cov.data if not noise_cov["diag"] else np.diag(noise_cov.data)
-    part = full[np.ix_(columns, columns)]
-    # scaled to correlations first: volts and teslas are nine orders of magnitude apart
-    scale = np.sqrt(np.maximum(np.diag(part), 1e-40))
-    values, vectors = np.linalg.eigh(part / np.outer(scale, scale))
-    colour[rows, :] = 0
-    colour[np.ix_(rows, rows)] = scale[:, None] * ((vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T)
-    return colour
-
-
-def _share_in_band(settings: SimulationSettings, n_times: int) -> tuple[float, float]:
-    """How much of the variance of brain noise (1/f) and of sensor noise (white) lies within the band."""
-    freqs = np.fft.rfftfreq(n_times, 1 / settings.sfreq)[1:]
-    inside = (freqs >= settings.band_hz[0]) & (freqs <= settings.band_hz[1])
-    power = pink_power(freqs)
-    return float(power[inside].sum() / power.sum()), float(inside.mean())
+    return np.array([density[kind] * np.sqrt(settings.sfreq / 2) for kind in kinds])
 
 
 def _inverse_root(covariance: Float64) -> Float64:
