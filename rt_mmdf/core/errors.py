@@ -10,6 +10,7 @@
     +-- HeadModelError          a head model cannot be built, read, or does not cover the channels
     +-- NoiseCovarianceError    a noise covariance of the wrong channels or rank
     +-- SolverError             a solver cannot be prepared
+    |   +-- ArtefactError       a trained model is missing, damaged, of another version, or does not fit
     +-- WorkerFailed            a worker thread died; its own error is the cause
     +-- SinkError               an output cannot be written
 
@@ -55,6 +56,10 @@ class NoiseCovarianceError(RtMmdfError):
 
 class SolverError(RtMmdfError):
     """A solver cannot be prepared."""
+
+
+class ArtefactError(SolverError):
+    """A trained model is missing, damaged, of another version, or does not fit the head and the channels."""
 
 
 class WorkerFailed(RtMmdfError):
