@@ -33,7 +33,7 @@ from rt_mmdf.lsl.interface import Transport
 from rt_mmdf.preprocessing.filters import CausalFilter
 from rt_mmdf.simulation.recordings import SimulationSettings, simulate_recording, write_recording
 from rt_mmdf.simulation.truth import Score, Truth, score
-from rt_mmdf.sinks.figure import CorticalSurface, save_figure, source_map
+from rt_mmdf.sinks.figure import save_figure, source_map, surface_of
 from rt_mmdf.solvers.linear import Method
 
 EEG_RATE, EEG_CHUNK, MEG_CHUNK = 500.0, 5, 10  # of the simulated systems; MEG comes at the 1000 Hz of the simulation
@@ -346,15 +346,7 @@ def _draw_scored(
 def _draw(
     picture: Path, head: HeadModel, values: Float64, session: Session, title: str, marks: list[tuple[int, int]] | None = None
 ) -> None:
-    left, right = (
-        CorticalSurface(
-            hemisphere.inflated if hemisphere.inflated is not None else hemisphere.white,
-            hemisphere.triangles,
-            hemisphere.source_vertices,
-            hemisphere.sulc,
-        )
-        for hemisphere in head.hemispheres
-    )
+    left, right = (surface_of(hemisphere) for hemisphere in head.hemispheres)
     solver = session.imaging.solver
     save_figure(
         source_map(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,12 +21,17 @@ from scipy import sparse
 
 from rt_mmdf.core.blocks import Float64
 from rt_mmdf.core.errors import SinkError
+from rt_mmdf.headmodel.head import Hemisphere
 
 PIXELS_PER_MM = 5.0  # of the computed picture; it is averaged over 2 x 2 pixels against jagged edges
 GYRUS, SULCUS = 0.80, 0.55  # greys of the cortex
 BAR_GREY = 0.7
 MARK = "#00d27f"
+STAR: Mapping[str, Any] = {"marker": "*", "ms": 15, "mfc": MARK, "mec": "black", "mew": 1.2}
 SMOOTHING_STEPS = 2
+# Steps of smoothing, for each vertex, that open the sulci of a cortex without an inflated surface (12 for the 1026 vertices
+# of oct-5); more than MAX_OPENING take seconds and change little.
+OPENING_PER_VERTEX, MAX_OPENING = 12 / 1026, 600
 VIEWS = (("left", "lateral", 0, -1), ("right", "lateral", 1, 1), ("left", "medial", 0, 1), ("right", "medial", 1, -1))
 
 
@@ -59,6 +64,27 @@ class CorticalSurface:
         for corner in range(3):
             np.add.at(total, self.triangles[:, corner], of_triangle)
         return np.asarray(total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12))
+
+
+def surface_of(hemisphere: Hemisphere) -> CorticalSurface:
+    """What to draw a hemisphere on: its inflated surface; where it has none, its white surface smoothed until sulci open."""
+    if hemisphere.inflated is not None:
+        return CorticalSurface(hemisphere.inflated, hemisphere.triangles, hemisphere.source_vertices, hemisphere.sulc)
+    white = hemisphere.white
+    near = _neighbours(hemisphere.triangles, len(white))
+    alone = np.diff(near.indptr) == 0
+    near = _rows_to_one((near + sparse.diags(alone.astype(float))).tocsr())
+    smooth = white
+    for _ in range(min(MAX_OPENING, round(OPENING_PER_VERTEX * len(white)))):
+        smooth = 0.5 * (smooth + near @ smooth)
+    sulc = hemisphere.sulc
+    if sulc is None:  # how far a vertex lies below its surroundings, in the units that `draw_hemisphere` shades
+        normals = CorticalSurface(smooth, hemisphere.triangles, hemisphere.source_vertices).normals
+        below = np.einsum("ij,ij->i", smooth - white, normals)
+        sulc = 0.1 * below / max(float(below.std()), 1e-12)
+    middle = smooth.mean(axis=0)
+    grown = middle + (smooth - middle) * np.ptp(white, axis=0) / np.maximum(np.ptp(smooth, axis=0), 1e-12)
+    return CorticalSurface(grown, hemisphere.triangles, hemisphere.source_vertices, sulc)
 
 
 @dataclass(frozen=True)
@@ -103,11 +129,7 @@ def spread_matrix(triangles: NDArray[np.int64], n_vertices: int, source_vertices
 
     Rows are weights that sum to 1; a vertex that no chain of triangles connects with a source has an empty row.
     """
-    a, b, c = triangles.T
-    row, column = np.concatenate([a, b, c, b, c, a]), np.concatenate([b, c, a, a, b, c])
-    near = sparse.coo_matrix((np.ones(len(row)), (row, column)), shape=(n_vertices, n_vertices)).tocsr()
-    near.data[:] = 1.0
-    near = (near + sparse.identity(n_vertices)).tocsr()
+    near = (_neighbours(triangles, n_vertices) + sparse.identity(n_vertices)).tocsr()
     n_sources = len(source_vertices)
     spread = sparse.csr_matrix((np.ones(n_sources), (source_vertices, np.arange(n_sources))), shape=(n_vertices, n_sources))
     reached = 0
@@ -162,9 +184,8 @@ def source_map(
         column, row = number % 2, number // 2
         axes = figure.add_axes((left + column * width, bottom + (1 - row) * (height + 0.005), width, height))
         axes.set_axis_off()
-        _draw_view(
-            axes, surfaces[hemisphere], on_vertices[hemisphere], towards, ramp, [v for h, v in marks if h == hemisphere]
-        )
+        stars = {vertex: STAR for side_of, vertex in marks if side_of == hemisphere}
+        draw_hemisphere(axes, surfaces[hemisphere], on_vertices[hemisphere], (towards, 0.0, 0.0), ramp, marks=stars)
         if row == 0:
             axes.set_title(f"{side} hemisphere", fontsize=11, color="0.15", pad=3)
         if column == 0:
@@ -189,25 +210,46 @@ def save_figure(figure: Figure, path: Path) -> None:
         raise SinkError(f"figure {path}: cannot be written ({error}). Free some space or choose another folder.") from error
 
 
-def _draw_view(
+def draw_hemisphere(
     axes: Axes,
     surface: CorticalSurface,
     values: Float64,
-    towards: int,
+    camera: tuple[float, float, float],
     ramp: ColourRamp,
-    marks: Sequence[int],
-) -> None:
-    """Orthographic picture from the side of x that `towards` says; the front of the head is where anatomy has it."""
-    across = surface.vertices[:, 1] * towards
-    flat = np.column_stack([across, surface.vertices[:, 2]])
-    depth = surface.vertices[:, 0] * towards
+    *,
+    marks: Mapping[int, Mapping[str, Any]] | None = None,
+    region: NDArray[np.bool_] | None = None,
+    region_style: Mapping[str, Any] | None = None,
+    pixels_per_mm: float = PIXELS_PER_MM,
+) -> tuple[int, ...]:
+    """Orthographic picture of one hemisphere.
+
+    Parameters
+    ----------
+    values : (n_vertices,), see `CorticalSurface.spread`
+    camera : from the head to the viewer, not along z, which points upwards in the picture
+    marks : vertex to the properties of its marker, matplotlib's; drawn where they can be seen
+    region : (n_vertices,) what to draw an outline around
+    region_style : properties of the outline, those of ``Axes.contour``
+
+    Returns
+    -------
+    Those of `marks` that can be seen.
+    """
+    front = np.asarray(camera, dtype=np.float64)
+    front = front / np.linalg.norm(front)
+    right = np.cross([0.0, 0.0, 1.0], front)
+    right /= np.linalg.norm(right)
+    flat = surface.vertices @ np.column_stack([right, np.cross(front, right)])
+    depth = surface.vertices @ front
     sulc = np.zeros(len(flat)) if surface.sulc is None else surface.sulc
-    facing = surface.normals[:, 0] * towards
+    inside = np.zeros(len(flat)) if region is None else region.astype(np.float64)
+    facing = surface.normals @ front
     corner = flat.min(axis=0) - 2.0
-    at = (flat - corner) * PIXELS_PER_MM
-    n_across, n_up = (2 * np.ceil((at.max(axis=0) + 2.0 * PIXELS_PER_MM) / 2)).astype(int)
-    front = surface.triangles[(facing[surface.triangles] > 0).any(axis=1)]
-    painted, nearest = rasterise(at, depth, front, np.column_stack([sulc, values, facing]), (n_up, n_across))
+    at = (flat - corner) * pixels_per_mm
+    n_across, n_up = (2 * np.ceil((at.max(axis=0) + 2.0 * pixels_per_mm) / 2)).astype(int)
+    triangles = surface.triangles[(facing[surface.triangles] > 0).any(axis=1)]
+    painted, nearest = rasterise(at, depth, triangles, np.column_stack([sulc, values, facing, inside]), (n_up, n_across))
     deep = np.clip(0.5 + painted[..., 0] / 0.2, 0, 1)  # two greys with a soft edge
     grey = np.full(deep.shape, 0.5 * (GYRUS + SULCUS)) if surface.sulc is None else GYRUS + (SULCUS - GYRUS) * deep
     rgb, opacity = ramp.colours(painted[..., 1])
@@ -218,10 +260,14 @@ def _draw_view(
     rgba[..., :3] *= rgba[..., 3:]
     rgba = rgba.reshape(n_up // 2, 2, n_across // 2, 2, 4).mean(axis=(1, 3))
     rgba[..., :3] /= np.maximum(rgba[..., 3:], 1e-9)
-    extent = (corner[0], corner[0] + n_across / PIXELS_PER_MM, corner[1], corner[1] + n_up / PIXELS_PER_MM)
+    extent = (corner[0], corner[0] + n_across / pixels_per_mm, corner[1], corner[1] + n_up / pixels_per_mm)
     axes.imshow(np.clip(rgba, 0, 1), origin="lower", extent=extent, interpolation="antialiased")
-    seen = [v for v in marks if nearest[int(at[v, 1]), int(at[v, 0])] < depth[v] + 3.0]
-    axes.plot(flat[seen, 0], flat[seen, 1], "*", ms=15, mfc=MARK, mec="black", mew=1.2)
+    if region is not None and (painted[..., 3] > 0.5).any():
+        axes.contour(painted[..., 3], levels=[0.5], origin="lower", extent=extent, **(region_style or {}))
+    seen = tuple(v for v in marks or () if nearest[int(at[v, 1]), int(at[v, 0])] < depth[v] + 3.0)
+    for vertex in seen:
+        axes.plot(*flat[vertex], ls="", **(marks or {})[vertex])
+    return seen
 
 
 def rasterise(
@@ -277,6 +323,14 @@ def rasterise(
 
 def _cross(u: Float64, v: Float64) -> Float64:
     return np.asarray(u[..., 0] * v[..., 1] - u[..., 1] * v[..., 0])
+
+
+def _neighbours(triangles: NDArray[np.int64], n_vertices: int) -> Any:
+    a, b, c = triangles.T
+    row, column = np.concatenate([a, b, c, b, c, a]), np.concatenate([b, c, a, a, b, c])
+    near = sparse.coo_matrix((np.ones(len(row)), (row, column)), shape=(n_vertices, n_vertices)).tocsr()
+    near.data[:] = 1.0
+    return near
 
 
 def _rows_to_one(matrix: Any) -> Any:

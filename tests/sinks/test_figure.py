@@ -6,10 +6,23 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from rt_mmdf.core.errors import SinkError
-from rt_mmdf.sinks.figure import MARK, ColourRamp, CorticalSurface, rasterise, save_figure, source_map, spread_matrix
+from rt_mmdf.headmodel.head import Hemisphere
+from rt_mmdf.sinks.figure import (
+    MARK,
+    STAR,
+    ColourRamp,
+    CorticalSurface,
+    draw_hemisphere,
+    rasterise,
+    save_figure,
+    source_map,
+    spread_matrix,
+    surface_of,
+)
 
 
 def sphere(n_lat: int = 16, n_lon: int = 24) -> tuple[np.ndarray, np.ndarray]:
@@ -163,3 +176,41 @@ def test_wrong_numbers_and_places_are_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(SinkError, match="cannot be written"):
         save_figure(source_map(PAIR, np.zeros(N), unit="dSPM"), tmp_path / "file" / "map.png")
+
+
+@given(camera=st.tuples(st.floats(-1, 1), st.floats(-1, 1), st.floats(-0.5, 0.5)))
+@settings(max_examples=10)
+def test_marks_on_the_side_of_the_camera_are_seen_and_no_others(camera: tuple[float, float, float]) -> None:
+    if np.hypot(*camera[:2]) < 0.1:
+        return
+    towards = VERTICES @ camera / np.linalg.norm(camera) / 50
+    marks = dict.fromkeys(np.flatnonzero(np.abs(towards) > 0.3), STAR)
+    axes = Figure().add_subplot()
+    seen = draw_hemisphere(axes, SURFACE, VERTICES[:, 0], camera, ColourRamp(0, 1, 50), marks=marks, pixels_per_mm=1.0)
+    assert set(seen) == set(np.flatnonzero(towards > 0.3))
+    assert len(axes.lines) == len(seen)
+    up = [line.get_ydata()[0] for line in axes.lines]
+    assert np.corrcoef(up, VERTICES[list(seen), 2])[0, 1] > 0.9
+
+
+def test_a_region_is_outlined_where_it_is_seen() -> None:
+    def lines(region: np.ndarray) -> int:
+        axes = Figure().add_subplot()
+        ramp = ColourRamp(0, 1, 50)
+        draw_hemisphere(axes, SURFACE, VERTICES[:, 0], (1, 0, 0), ramp, region=region, pixels_per_mm=1.0)
+        return len(axes.collections)
+
+    assert lines(VERTICES @ (0.9, 0.3, 0.3) > 40) == 1
+    assert lines(VERTICES[:, 0] < -30) == 0
+
+
+def test_a_cortex_without_inflated_surface_is_opened_and_its_dents_are_sulci() -> None:
+    dented = VERTICES * np.where(np.arange(len(VERTICES)) % 24 == 3, 0.85, 1.0)[:, None]
+    own = Hemisphere(VERTICES, TRIANGLES, np.arange(10), inflated=2 * VERTICES, sulc=VERTICES[:, 0])
+    assert surface_of(own).vertices is own.inflated
+    assert surface_of(own).sulc is own.sulc
+    opened = surface_of(Hemisphere(dented, TRIANGLES, np.arange(10)))
+    np.testing.assert_allclose(np.ptp(opened.vertices, axis=0), np.ptp(dented, axis=0))
+    assert opened.sulc is not None
+    dents = np.flatnonzero(np.arange(len(VERTICES) - 2) % 24 == 3)
+    assert (opened.sulc[dents[2:-2]] > np.delete(opened.sulc, dents).mean() + opened.sulc.std()).all()
