@@ -22,7 +22,7 @@ N_PROJECTIONS = 8
 
 
 def compact_arrays(head: HeadModel) -> dict[str, NDArray[Any]]:
-    """Leadfield of fixed sources (float32, SI units), surfaces and mesh; names, types and places of the sensors are not in it."""
+    """Leadfield of fixed sources (float32, SI units), surfaces and mesh; of the sensors nothing else."""
     arrays: dict[str, NDArray[Any]] = {"leadfield": head.leadfield().astype(np.float32)}
     for side, hemisphere, mesh in zip(("lh", "rh"), head.hemispheres, head.source_triangles, strict=True):
         for key in SURFACES:
@@ -58,8 +58,8 @@ def head_of_arrays(
     n_sources = sum(space["nuse"] for space in spaces)
     if gain.shape != (len(info["ch_names"]), n_sources):
         raise HeadModelError(
-            f"head model {name!r}: leadfield of shape {gain.shape}; ({len(info['ch_names'])}, {n_sources}) is expected for its "
-            "channels and sources. Make the artefact again."
+            f"head model {name!r}: leadfield of shape {gain.shape}; ({len(info['ch_names'])}, {n_sources}) is expected for "
+            "its channels and sources. Make the artefact again."
         )
     solution = {
         "data": gain,
@@ -123,7 +123,7 @@ def _normals(vertices: NDArray[np.float64], triangles: NDArray[np.int64]) -> NDA
     for i in range(3):
         np.add.at(normals, triangles[:, i], facing)
     length = np.linalg.norm(normals, axis=1, keepdims=True)
-    return np.divide(normals, length, out=np.zeros_like(normals), where=length > 0)
+    return np.asarray(np.divide(normals, length, out=np.zeros_like(normals), where=length > 0))
 
 
 def sketch(leadfield: NDArray[np.floating]) -> NDArray[np.float64]:

@@ -3,7 +3,7 @@
     models/fusion/
         manifest.toml         what it is: network, channels, filters, sources, versions, SHA-256 of every other file
         weights.safetensors   numbers only: nothing in it can be executed
-        head.safetensors      sketch of the head's leadfield, positions of its sources; the whole head where it is no template
+        head.safetensors      sketch of the head's leadfield, positions of its sources; all of the head if it is no template
         head-info.fif         sensors of a head that is no template
         noise-cov.fif         noise covariance, ready to whiten with, and the SSP projectors
         CARD.md               how it was trained, how well it does, what it must not be used for
@@ -153,8 +153,8 @@ class Artefact:
         apart = float(np.abs(head.source_positions_mm - self.head_arrays["positions_mm"]).max())
         if apart > POSITION_TOLERANCE_MM:
             raise ArtefactError(
-                f"model {self.name!r}: sources of head model {head.name!r} lie up to {apart:.1f} mm from those that the network "
-                f"was trained for; at most {POSITION_TOLERANCE_MM:g} mm is expected. {hint}"
+                f"model {self.name!r}: sources of head model {head.name!r} lie up to {apart:.1f} mm from those that the "
+                f"network was trained for; at most {POSITION_TOLERANCE_MM:g} mm is expected. {hint}"
             )
         place = {name.replace(" ", ""): i for i, name in enumerate(self.channels.names)}
         shared = [name for name in head.ch_names if name.replace(" ", "") in place]
@@ -167,8 +167,9 @@ class Artefact:
         apart = sketch_difference(sketch(head.leadfield(shared)), self.head_arrays["sketch"][rows])
         if not apart <= SKETCH_TOLERANCE:
             raise ArtefactError(
-                f"model {self.name!r}: the leadfield of head model {head.name!r} differs by {apart:.2g} from the one that the "
-                f"network was trained for; at most {SKETCH_TOLERANCE:g} is expected. {hint} ({self._trained_with('mne', 'nilearn')})"
+                f"model {self.name!r}: the leadfield of head model {head.name!r} differs by {apart:.2g} from the one that "
+                f"the network was trained for; at most {SKETCH_TOLERANCE:g} is expected. {hint} "
+                f"({self._trained_with('mne', 'nilearn')})"
             )
 
     def _trained_with(self, *libraries: str) -> str:
@@ -185,8 +186,8 @@ class Artefact:
         ]
         if other:
             raise ArtefactError(
-                f"model {self.name!r}: {len(other)} channels that stream are of another type ({'; '.join(other[:3])}). Set them "
-                "under [acquisition.eeg.types] or [acquisition.meg.types], or take a model for this array."
+                f"model {self.name!r}: {len(other)} channels that stream are of another type ({'; '.join(other[:3])}). Set "
+                "them under [acquisition.eeg.types] or [acquisition.meg.types], or take a model for this array."
             )
 
 
@@ -354,12 +355,13 @@ def load_artefact(folder: Path) -> Artefact:
     except (KeyError, TypeError, ValueError, OSError, SafetensorError) as error:
         raise ArtefactError(
             f"model {folder}: its files fit their hashes but cannot be understood ({type(error).__name__}: {error}). It was "
-            f"written by rt_mmdf {content.get('versions', {}).get('rt-mmdf', 'unknown')}; this is {rt_mmdf.__version__}. Train it again."
+            f"written by rt_mmdf {content.get('versions', {}).get('rt-mmdf', 'unknown')}; this is {rt_mmdf.__version__}. "
+            "Train it again."
         ) from error
     if not sound:
         raise ArtefactError(
-            f"model {folder}: manifest and arrays contradict each other (unit {content['unit']!r}, {len(channels)} channels, "
-            f"{content['sources']['n_sources']} sources). Train it again."
+            f"model {folder}: manifest and arrays contradict each other (unit {content['unit']!r}, {len(channels)} "
+            f"channels, {content['sources']['n_sources']} sources). Train it again."
         )
     return artefact
 
@@ -415,16 +417,14 @@ def _is_template(head: HeadModel) -> bool:
 
 def _template_of(recipe: Mapping[str, RecipeValue], name: str, progress: Progress | None) -> HeadModel:
     meg, eeg = str(recipe["sensors"]).split(" + ")
-    conductivity, spacing, bem_ico = recipe["conductivity"], recipe["spacing"], recipe["bem_ico"]
-    if not isinstance(conductivity, list) or spacing not in ("ico3", "ico4", "ico5") or bem_ico not in (2, 3, 4):
-        raise HeadModelError(f"template head {name!r}: its recipe {dict(recipe)!r} is of another version of rt_mmdf.")
-    brain, skull, scalp = (float(value) for value in conductivity)
+    given: Mapping[str, Any] = recipe  # build_template checks the values
+    brain, skull, scalp = given["conductivity"]
     return build_template(
-        spacing=spacing,
+        spacing=given["spacing"],
         meg=None if meg == "no MEG" else meg,
         eeg=None if eeg == "no EEG" else eeg,
         conductivity=(brain, skull, scalp),
-        bem_ico=bem_ico,
+        bem_ico=given["bem_ico"],
         name=name,
         progress=progress,
     )
@@ -481,8 +481,8 @@ def _checked(folder: Path, name: str, expected: str) -> bytes:
         ) from error
     if (seen := hashlib.sha256(data).hexdigest()) != expected:
         raise ArtefactError(
-            f"model {folder}: {name} has SHA-256 {seen[:16]} ({len(data)} bytes), {expected[:16]} is expected: it was truncated "
-            "or changed. Get the artefact again (with git: is it checked out whole?)."
+            f"model {folder}: {name} has SHA-256 {seen[:16]} ({len(data)} bytes), {expected[:16]} is expected: it was "
+            "truncated or changed. Get the artefact again (with git: is it checked out whole?)."
         )
     return data
 
@@ -542,7 +542,8 @@ def _replace_folder(scratch: Path, folder: Path) -> None:
         return
     if not (folder / MANIFEST).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise ArtefactError(
-            f"model {folder}: there is something else than an artefact of that name; it was left as it is. Choose another folder."
+            f"model {folder}: there is something else than an artefact of that name; it was left as it is. Choose another "
+            "folder."
         )
     aside = scratch.with_name(f"{scratch.name}-old")
     folder.rename(aside)
@@ -556,5 +557,6 @@ def _replace_folder(scratch: Path, folder: Path) -> None:
 
 def _not_written(folder: Path, error: OSError) -> ArtefactError:
     return ArtefactError(
-        f"model {folder}: cannot be written ({error.strerror or error}). Choose a folder that you may write to, with 50 MB free."
+        f"model {folder}: cannot be written ({error.strerror or error}). Choose a folder that you may write to, on a disk with "
+        "50 MB free."
     )
