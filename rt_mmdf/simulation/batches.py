@@ -1,7 +1,7 @@
 """Labelled samples made on the fly, on the device that trains: patches of cortex through a head, in its noise.
 
-Needs torch and numpy alone: scenes travel to a bare machine as arrays. Batches depend on the seed and the step's number only,
-so a run that is taken up again sees the very batches it would have seen.
+Needs torch and numpy alone: scenes travel to a bare machine as arrays. Batches depend on seed and number of the step only, so
+a run that is taken up again sees the very batches it would have seen.
 """
 
 from __future__ import annotations
@@ -103,7 +103,8 @@ class BatchGenerator:
             reach = scene.distance_mm[np.isfinite(scene.distance_mm)].max(initial=0.0)
             if max(settings.radii_mm) > 0 and reach < 0.5 * max(settings.radii_mm):
                 raise ValueError(
-                    f"scene {scene.name!r}: neighbours reach {reach:.0f} mm; patches of {max(settings.radii_mm):g} mm need more"
+                    f"scene {scene.name!r}: neighbours reach {reach:.0f} mm; patches of {max(settings.radii_mm):g} mm "
+                    "need more"
                 )
         self.settings = settings
         self.seed = seed
@@ -251,7 +252,7 @@ class _Draw:
         return self.integers(high - low + 1, self.n) + low
 
     def _courses(self, instant: Tensor, n_patches: int, most: int) -> Tensor:
-        """(n, n_patches, n_times): swells of 0 to 20 Hz on a 1/f ground, one at the instant; the silent one is zero there."""
+        """(n, n_patches, n_times): swells of 0 to 20 Hz on a 1/f ground, one at the instant; a silent one is zero there."""
         s = self.settings
         times = (torch.arange(s.n_times, device=self.device)[None] - instant[:, None])[:, None] / s.sfreq
         width = torch.exp(self.uniform(math.log(0.03), math.log(0.3), self.n, n_patches, 1))
@@ -307,4 +308,5 @@ def _pink(white: Tensor) -> Tensor:
     if n_times % 2 == 0:
         share[-1] = 1.0
     weight = weight * torch.sqrt(n_times / (share * weight.square()).sum())
-    return torch.fft.irfft(spectrum * weight, n=n_times, dim=-1)
+    pink: Tensor = torch.fft.irfft(spectrum * weight, n=n_times, dim=-1)
+    return pink
