@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 EEG, MAG, GRAD = 0, 1, 2  # codes of `ForwardArrays.kinds`
+
+Option = int | float | str | bool  # of a network: what a manifest can hold
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,12 +106,22 @@ class SourceNetwork(nn.Module, ABC):
     `prepare` turns a head under a noise into what `forward` needs (operators, masks); it is called once for each head, noise
     or set of channels, off the hot path. Weights depend on none of these for networks that are `head_free`.
 
+    options : plain values from which `from_arrays` makes the same network again, weights aside
     n_times : columns of the window (about 100 Hz) that it makes use of; 1 for networks that see one sample
     """
 
     kind: ClassVar[str]
     head_free: ClassVar[bool] = False
+    options: dict[str, Option]
     n_times: int = 1
+
+    @classmethod
+    @abstractmethod
+    def from_arrays(cls, arrays: ForwardArrays, **options: Option) -> Self:
+        """A network with fresh weights for these arrays; `rt_mmdf.networks.build` checks the options before.
+
+        ValueError where arrays or values do not fit.
+        """
 
     @abstractmethod
     def prepare(self, arrays: ForwardArrays, device: torch.device | str = "cpu") -> Any:

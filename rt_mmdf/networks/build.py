@@ -1,0 +1,60 @@
+"""Networks by name: a kind and its options, plain values, make a network; with its weights they make it again."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+
+from rt_mmdf.core.errors import ConfigurationError
+from rt_mmdf.networks.convdip import ConvDipNetwork
+from rt_mmdf.networks.fusion import FusionNetwork
+from rt_mmdf.networks.interface import ForwardArrays, Option, SourceNetwork
+from rt_mmdf.networks.mmdf import MmdfEegNetwork, MmdfMegNetwork, MmdfNetwork
+
+_NETWORKS: dict[str, type[SourceNetwork]] = {
+    network.kind: network for network in (MmdfNetwork, MmdfEegNetwork, MmdfMegNetwork, ConvDipNetwork, FusionNetwork)
+}
+NETWORK_KINDS = tuple(_NETWORKS)
+
+
+def build_network(kind: str, options: Mapping[str, Option], arrays: ForwardArrays) -> SourceNetwork:
+    """A network with fresh weights (torch's global generator draws them).
+
+    Parameters
+    ----------
+    kind : one of NETWORK_KINDS
+    options : of that network; what is not given has its default
+    arrays : the nominal head that it is for
+
+    Raises
+    ------
+    ConfigurationError
+        Unknown kind or option, an option of the wrong type or value, or arrays that the network cannot be for.
+    """
+    check_options(kind, options)
+    try:
+        return _NETWORKS[kind].from_arrays(arrays, **options)
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from error
+
+
+def check_options(kind: str, options: Mapping[str, Option]) -> None:
+    """Raise ConfigurationError unless `kind` is known and all options are, and have the types of their defaults."""
+    if kind not in _NETWORKS:
+        raise ConfigurationError(f"network {kind!r} seen; expected one of {', '.join(NETWORK_KINDS)}.")
+    defaults = default_options(kind)
+    for name, value in options.items():
+        if name not in defaults:
+            raise ConfigurationError(f"network {kind}: unknown option {name!r}. Known here: {', '.join(sorted(defaults))}.")
+        expected = type(defaults[name])
+        whole_number = expected is float and type(value) is int
+        if type(value) is not expected and not whole_number:
+            raise ConfigurationError(
+                f"network {kind}: option {name} = {value!r} seen; a value of type {expected.__name__} is expected."
+            )
+
+
+def default_options(kind: str) -> dict[str, Option]:
+    """Options of a kind with their defaults, from the signature of its class."""
+    parameters = inspect.signature(_NETWORKS[kind]).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
