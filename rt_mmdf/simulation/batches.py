@@ -56,7 +56,7 @@ class BatchSettings:
     least_ratio : moment of the weakest patch over that of the strongest
     smooth_share : share of patches with the profile of a raised cosine; the others are flat
     separation_mm : least distance between two centres
-    n_times, sfreq : of the window; 1 for single samples
+    n_times, sfreq : of the window; 1 for single samples; of several lengths each batch takes one
     instant : where in the window the instant may lie, as a share of its length
     silent_share : share of windows with one more patch that is active before or after the instant but not at it
     channel_dropout : up to this share of channels is set to zero, drawn for each sample
@@ -70,7 +70,7 @@ class BatchSettings:
     least_ratio: float = 0.5
     smooth_share: float = 0.5
     separation_mm: float = 30.0
-    n_times: int = 1
+    n_times: int | tuple[int, ...] = 1
     sfreq: float = 100.0
     instant: tuple[float, float] = (0.5, 1.0)
     silent_share: float = 0.0
@@ -81,8 +81,13 @@ class BatchSettings:
         least, most = self.n_sources
         if not 1 <= least <= most:
             raise ValueError(f"n_sources = {self.n_sources}: two rising numbers from 1 are expected")
-        if self.size < 1 or self.n_times < 1 or not self.radii_mm or min(self.radii_mm) < 0:
+        if self.size < 1 or min(self.lengths) < 1 or not self.radii_mm or min(self.radii_mm) < 0:
             raise ValueError("size and n_times of at least 1 and radii of at least 0 mm are expected")
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Lengths of windows, samples."""
+        return (self.n_times,) if isinstance(self.n_times, int) else tuple(self.n_times)
 
 
 class BatchGenerator:
@@ -126,7 +131,8 @@ class BatchGenerator:
         index = drawn if scene is None else scene
         generator = torch.Generator(self.device)
         generator.manual_seed(int(host.integers(2**62)))
-        return _Draw(self.scenes[index], self.settings, generator).batch(), index
+        n_times = int(host.choice(self.settings.lengths))
+        return _Draw(self.scenes[index], self.settings, n_times, generator).batch(), index
 
 
 class _SceneTensors:
@@ -144,8 +150,8 @@ class _SceneTensors:
 class _Draw:
     """One batch in the making."""
 
-    def __init__(self, scene: _SceneTensors, settings: BatchSettings, generator: torch.Generator) -> None:
-        self.scene, self.settings, self.generator = scene, settings, generator
+    def __init__(self, scene: _SceneTensors, settings: BatchSettings, n_times: int, generator: torch.Generator) -> None:
+        self.scene, self.settings, self.n_times, self.generator = scene, settings, n_times, generator
         self.device = scene.fields.device
         self.n = settings.size
 
@@ -161,7 +167,7 @@ class _Draw:
     def batch(self) -> Batch:
         s, scene = self.settings, self.scene
         least, most = s.n_sources
-        windowed = s.n_times > 1
+        windowed = self.n_times > 1
         n_silent = 1 if windowed and s.silent_share > 0 else 0
         n_patches = most + n_silent
         count = self.integers(most - least + 1, self.n) + least
@@ -213,8 +219,8 @@ class _Draw:
         for _ in range(1, n_patches):
             candidates = self.integers(n_truth, self.n, CANDIDATES)
             gaps = torch.cdist(scene.truth_mm[candidates], scene.truth_mm[chosen]).amin(dim=2)
-            far = (gaps >= self.settings.separation_mm).to(torch.uint8)
-            pick = torch.where(far.any(dim=1), far.argmax(dim=1), gaps.argmax(dim=1))
+            far = gaps >= self.settings.separation_mm
+            pick = torch.where(far.any(dim=1), far.to(torch.uint8).argmax(dim=1), gaps.argmax(dim=1))
             chosen = torch.cat([chosen, candidates.gather(1, pick[:, None])], dim=1)
         return chosen
 
@@ -248,20 +254,20 @@ class _Draw:
         return fields.reshape(n, n_patches, -1)
 
     def _instants(self) -> Tensor:
-        low, high = (min(int(share * self.settings.n_times), self.settings.n_times - 1) for share in self.settings.instant)
+        low, high = (min(int(share * self.n_times), self.n_times - 1) for share in self.settings.instant)
         return self.integers(high - low + 1, self.n) + low
 
     def _courses(self, instant: Tensor, n_patches: int, most: int) -> Tensor:
         """(n, n_patches, n_times): swells of 0 to 20 Hz on a 1/f ground, one at the instant; a silent one is zero there."""
         s = self.settings
-        times = (torch.arange(s.n_times, device=self.device)[None] - instant[:, None])[:, None] / s.sfreq
+        times = (torch.arange(self.n_times, device=self.device)[None] - instant[:, None])[:, None] / s.sfreq
         width = torch.exp(self.uniform(math.log(0.03), math.log(0.3), self.n, n_patches, 1))
         offset = width * self.uniform(-0.5, 0.5, self.n, n_patches, 1)
         frequency = self.uniform(0, 20, self.n, n_patches, 1) * (self.uniform(0, 1, self.n, n_patches, 1) < 0.7)
         phase = self.uniform(-torch.pi / 4, torch.pi / 4, self.n, n_patches, 1)
         envelope = torch.exp(-0.5 * ((times - offset) / width) ** 2)
         swell = envelope * torch.cos(2 * torch.pi * frequency * times + phase)
-        ground = 0.2 * _pink(self.normal(self.n, n_patches, s.n_times))
+        ground = 0.2 * _pink(self.normal(self.n, n_patches, self.n_times))
         course = swell + ground
         at = instant[:, None, None].expand(-1, n_patches, 1)
         now = course.gather(2, at)
@@ -278,7 +284,7 @@ class _Draw:
     def _noise_window(self) -> Tensor:
         """(n, n_channels, n_times): sensors white at this rate, brain 1/f."""
         s, scene = self.settings, self.scene
-        raw = self.normal(self.n, s.n_times, scene.colour.shape[0])
+        raw = self.normal(self.n, self.n_times, scene.colour.shape[0])
         if scene.n_brain:
             brain = raw[:, :, -scene.n_brain :]
             raw = torch.cat([raw[:, :, : -scene.n_brain], _pink(brain.transpose(1, 2)).transpose(1, 2)], dim=2)

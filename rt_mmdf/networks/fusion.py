@@ -1,0 +1,463 @@
+"""Our fusion network: it does not say where the sources are but where they may be; the estimate is exact Bayes under that.
+
+whitened window -> what its time courses share -> back-projections onto patches of several sizes, from EEG, MEG and both
+  -> squeeze and excitation, message passing on the cortex, attention across it -> prior power of every patch
+  -> maximum a posteriori estimate of the sample under this prior, with a posterior deviation
+
+After "empirical Bayes with learned iterations": the diagonal prior of Champagne (Wipf et al. 2010, doi
+10.1016/j.neuroimage.2009.06.083) over a dictionary of patches, its hyperparameters amortised by a network. EEG and MEG are
+fused before anything else, with squeeze and excitation, as in MMDF-ESI (Jiao et al. 2024, doi 10.1109/TNSRE.2024.3424669).
+Nothing in the weights depends on a particular head, array or set of channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rt_mmdf.networks.interface import EEG, Batch, ForwardArrays, SourceMap, SourceNetwork
+from rt_mmdf.networks.mesh import Mesh, mesh_of
+
+RADII_MM = (0.0, 9.0, 18.0, 28.0)
+"""Sizes of the patches in the dictionary: a dipole, and raised cosines that reach so far."""
+N_COMPONENTS = 5
+"""Temporal components of a window that are kept."""
+REGULARISED = (1.0, 10.0)
+"""Amplitude SNR of the two regularised maps among the features."""
+N_SCALES = len(RADII_MM)
+N_MAPS = 5 * N_SCALES + len(REGULARISED) + 2
+"""Five of each patch size, the regularised ones, EEG alone and MEG alone."""
+N_FACTS, N_WHOLE = 6, 5 + N_SCALES
+
+
+@dataclass(frozen=True, eq=False)
+class Projection:
+    """Sensors to the atoms that some of the channels see.
+
+    basis : (n_channels, k), orthonormal: the directions in which the leadfield is strong
+    atoms : (n_atoms, k), the fields of the patches in them, each of length one
+    """
+
+    basis: Tensor
+    atoms: Tensor
+
+    def to(self, device: torch.device | str) -> Projection:
+        """The same on another device."""
+        return Projection(self.basis.to(device), self.atoms.to(device))
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedFusion:
+    """Operators of one head, noise and set of channels."""
+
+    mesh: Mesh
+    both: Projection
+    norms: Tensor  # (n_atoms,) length of each atom's field per nA m
+    ground: Tensor  # (k, k) mean outer product of the point atoms
+    regularised: Tensor  # (n_maps * n_sources, k) standardised kernels
+    single: tuple[Projection | None, ...]  # EEG, MEG
+    facts: Tensor  # (3,) share of EEG and MEG channels, log rank
+    rank: int
+
+
+@dataclass(frozen=True, eq=False)
+class Prior:
+    """What a window says about where sources may be.
+
+    atoms : (n, m) int64, the patches that are likely; power : (n, m) their prior power in whitened units
+    ground : (n,) power of the ground that every source has; noise : (n,) variance of the noise
+    denoise : (n, k, r) orthonormal components of the window; trust : (n, r) how much of each is signal
+    blend : (n,) share of the sample that is kept outside of the components
+    logits : (n, n_atoms)
+    """
+
+    atoms: Tensor
+    power: Tensor
+    ground: Tensor
+    noise: Tensor
+    components: Tensor
+    trust: Tensor
+    blend: Tensor
+    logits: Tensor
+
+
+class SqueezeExcite(nn.Module):
+    """Scales each map by what all maps hold on average (Hu et al. 2018), with facts about the whole beside."""
+
+    def __init__(self, width: int, n_facts: int) -> None:
+        super().__init__()
+        self.squeeze = nn.Linear(width + n_facts, width // 2)
+        self.excite = nn.Linear(width // 2, width)
+
+    def forward(self, x: Tensor, facts: Tensor) -> Tensor:
+        scale = self.excite(F.relu(self.squeeze(torch.cat([x.mean(dim=1), facts], dim=1))))
+        return x * (2 * torch.sigmoid(scale))[:, None]
+
+
+class Block(nn.Module):
+    """One round on the coarse cortex: neighbours, attention to the regions of all of it, squeeze and excitation."""
+
+    def __init__(self, width: int, heads: int = 2) -> None:
+        super().__init__()
+        self.heads = heads
+        self.near_norm = nn.LayerNorm(width)
+        self.near = nn.Sequential(nn.Linear(2 * width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+        self.far_norm = nn.LayerNorm(width)
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.far = nn.Linear(width, width)
+        self.excite = SqueezeExcite(width, N_FACTS)
+
+    def forward(self, x: Tensor, facts: Tensor, mesh: Mesh) -> Tensor:
+        n, nodes, width = x.shape
+        shape = (n, -1, self.heads, width // self.heads)
+        normed = self.near_norm(x)
+        x = x + self.near(torch.cat([normed, mesh.coarse_neighbours @ normed], dim=2))
+        normed = self.far_norm(x)
+        query = self.query(normed).reshape(shape).transpose(1, 2)
+        key, value = (part.reshape(shape).transpose(1, 2) for part in self.key_value(mesh.regions @ normed).chunk(2, dim=2))
+        far = F.softmax(query @ key.transpose(2, 3) * (width // self.heads) ** -0.5, dim=3) @ value
+        x = x + self.far(far.transpose(1, 2).reshape(n, nodes, width))
+        return self.excite(x, facts)
+
+
+class Pass(nn.Module):
+    """From maps on the cortex to the logits of all patches and some numbers about the whole."""
+
+    def __init__(self, n_maps: int, width: int, n_blocks: int) -> None:
+        super().__init__()
+        fine = 32
+        self.enter = nn.Linear(2 * n_maps + N_FACTS, width)
+        self.blocks = nn.ModuleList([Block(width) for _ in range(n_blocks)])
+        self.leave = nn.LayerNorm(width)
+        self.coarse_to_fine = nn.Linear(width, fine)
+        self.fine_maps = nn.Linear(n_maps, fine)
+        self.fine_hidden = nn.Linear(fine, fine)
+        self.fine_out = nn.Linear(fine, N_SCALES)
+        self.whole = nn.Sequential(nn.Linear(width + N_FACTS, 32), nn.GELU(), nn.Linear(32, N_WHOLE))
+        for last in (self.fine_out, self.whole[2]):  # begins as if it were not there
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+
+    def forward(self, maps: Tensor, facts: Tensor, mesh: Mesh, state: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        pooled = torch.cat([mesh.pool_mean(maps), mesh.pool_max(maps)], dim=2)
+        x = self.enter(torch.cat([pooled, facts[:, None].expand(-1, pooled.shape[1], -1)], dim=2))
+        x = x if state is None else x + state
+        for block in self.blocks:
+            x = block(x, facts, mesh)
+        seen = self.leave(x)
+        whole = self.whole(torch.cat([seen.mean(dim=1), facts], dim=1))
+        hidden = F.gelu(self.coarse_to_fine(seen)[:, mesh.node_of] + self.fine_maps(maps))
+        logits = self.fine_out(F.gelu(hidden + self.fine_hidden(hidden)))
+        return logits, whole, x
+
+
+class FusionNetwork(SourceNetwork):
+    """The learned prior and the estimate under it.
+
+    Two passes: the second one sees what the prior of the first leaves unexplained.
+
+    Parameters
+    ----------
+    width : maps on the coarse cortex
+    n_blocks : rounds on it, in each pass
+    n_nodes, n_regions : of the coarse cortex and of the coarsest one
+    n_likely : patches that the prior of a sample keeps, the most powerful ones
+    k : directions of the leadfield that are kept for both modalities; at most 60 for each alone
+    n_times : columns of the window that are made use of
+    """
+
+    kind = "fusion"
+    head_free = True
+
+    def __init__(
+        self,
+        width: int = 48,
+        n_blocks: int = 2,
+        n_nodes: int = 512,
+        n_regions: int = 80,
+        n_likely: int = 384,
+        k: int = 100,
+        n_times: int = 100,
+    ) -> None:
+        super().__init__()
+        self.options = {
+            "width": width,
+            "n_blocks": n_blocks,
+            "n_nodes": n_nodes,
+            "n_regions": n_regions,
+            "n_likely": n_likely,
+            "k": k,
+            "n_times": n_times,
+        }
+        self.n_nodes, self.n_regions, self.n_likely, self.k, self.n_times = n_nodes, n_regions, n_likely, k, n_times
+        self.first = Pass(N_MAPS, width, n_blocks)
+        self.second = Pass(N_MAPS + 2 * N_SCALES + 1, width, n_blocks)
+        # begins as a soft choice among the best matching patches, over a weak ground
+        self.sharpness = nn.Parameter(torch.tensor(0.5))
+
+    @classmethod
+    def from_arrays(cls, arrays: ForwardArrays, **options: Any) -> FusionNetwork:
+        """The network with these options; the head makes no difference to its weights."""
+        return cls(**options)
+
+    # what a head is turned into -------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def prepare(self, arrays: ForwardArrays, device: torch.device | str = "cpu") -> PreparedFusion:
+        """Dictionary, bases and meshes. ValueError where fewer than 64 sources or two channels are there."""
+        if arrays.n_sources < 64 or int(arrays.used.sum()) < 2:
+            raise ValueError(
+                f"fusion: {arrays.n_sources} sources and {int(arrays.used.sum())} channels seen; at least 64 and 2 expected"
+            )
+        mesh = mesh_of(arrays.positions_mm, arrays.triangles, arrays.n_left, RADII_MM, self.n_nodes, self.n_regions)
+        leadfield = torch.from_numpy(arrays.leadfield)
+        # (n_atoms, n_channels), scale by scale
+        fields = torch.cat([patch.gather_rows(leadfield.T) for patch in mesh.patches])
+        norms = fields.norm(dim=1).clamp_min(1e-12)
+        both = _projection(fields, self.k)
+        is_eeg = torch.from_numpy(arrays.kinds) == EEG
+        used = torch.from_numpy(arrays.used)
+        single: list[Projection | None] = []
+        n = arrays.n_sources
+        for rows in (is_eeg & used, ~is_eeg & used):
+            if int(rows.sum()) < 2 or bool((rows == used).all()):
+                single.append(None)  # nothing there, or nothing else: no second opinion
+            else:
+                single.append(_projection(fields[n : 2 * n] * rows, min(self.k, 60)))
+        points = both.atoms[:n]
+        ground = points.T @ points / n
+        kernels = []
+        identity = torch.eye(len(ground))
+        for snr in REGULARISED:
+            # as sLORETA: the noise against sources that on average give this much power
+            cov = identity + snr**2 * len(ground) * ground
+            kernel = torch.linalg.solve(cov, points.T).T
+            kernels.append(kernel / (kernel * points).sum(dim=1, keepdim=True).clamp_min(1e-12).sqrt())
+        facts = torch.tensor(
+            [float((is_eeg & used).sum()) / 64, float((~is_eeg & used).sum()) / 306, arrays.rank / 366], dtype=torch.float32
+        )
+        return PreparedFusion(
+            mesh=mesh.to(device),
+            both=both.to(device),
+            norms=norms.to(device),
+            ground=ground.to(device),
+            regularised=torch.cat(kernels).to(device),
+            single=tuple(None if p is None else p.to(device) for p in single),
+            facts=facts.to(device),
+            rank=arrays.rank,
+        )
+
+    # the prior ------------------------------------------------------------------------------------------------------
+
+    def prior(self, sample: Tensor, window: Tensor | None, prepared: PreparedFusion) -> Prior:
+        """Where sources may be, from a window and the sample in it that is to be imaged.
+
+        Parameters
+        ----------
+        sample : (n, n_channels)
+        window : (n, n_channels, n_times) | None
+        """
+        return self._priors(sample, window, prepared)[-1]
+
+    def _priors(self, sample: Tensor, window: Tensor | None, prepared: PreparedFusion) -> list[Prior]:
+        maps, facts, components, trust, power = self._features(sample, window, prepared)
+        out, whole, state = self.first(maps, facts, prepared.mesh, None)
+        # ten times the first maps: log likelihood ratio of each patch to the best one
+        logits = out + self.sharpness * 10 * maps[:, :, :N_SCALES] + whole[:, None, 5:]
+        first = self._prior(logits, whole, power, components, trust)
+        left = self._unexplained(sample, first, prepared)
+        out, change, _ = self.second(
+            torch.cat([maps, *left, logits.detach()[:, :, :1] / 10], dim=2), facts, prepared.mesh, state
+        )
+        logits, whole = logits + out + change[:, None, 5:], whole + change
+        return [first, self._prior(logits, whole, power, components, trust)]
+
+    def _prior(self, logits: Tensor, whole: Tensor, power: Tensor, components: Tensor, trust: Tensor) -> Prior:
+        logits = logits.transpose(1, 2).reshape(len(logits), -1)
+        likely, atoms = logits.topk(min(self.n_likely, logits.shape[1]), dim=1)
+        share = torch.exp(likely - torch.logsumexp(logits, dim=1, keepdim=True))
+        return Prior(
+            atoms=atoms,
+            power=share * (power * torch.exp(whole[:, 0] + 0.7))[:, None],
+            ground=power * torch.exp(whole[:, 1] - 2.0),
+            noise=torch.exp(0.3 * whole[:, 2]) + power * torch.exp(whole[:, 3] - 9.0),
+            components=components,
+            trust=trust,
+            blend=torch.sigmoid(whole[:, 4] + 1.0),
+            logits=logits,
+        )
+
+    @torch.no_grad()
+    def _unexplained(self, sample: Tensor, prior: Prior, prepared: PreparedFusion) -> list[Tensor]:
+        """Maps (n, n_sources, n_scales): what a patch would gain over the first prior, and what it holds in it."""
+        both, mesh = prepared.both, prepared.mesh
+        likely = both.atoms[prior.atoms]
+        now = self._blended(sample, prior, prepared)
+        factor = torch.linalg.cholesky(self._data_cov(prior, prepared, likely))
+        dual = torch.cholesky_solve(now[:, :, None], factor)[:, :, 0]
+        match = (dual @ both.atoms.T).square()
+        # the expected square of the match under the first prior, where the node is: it varies slowly
+        inverse = torch.cholesky_inverse(factor)
+        nodes = both.atoms.reshape(N_SCALES, mesh.n_sources, -1)[:, mesh.members[:, 0]]
+        expected = torch.einsum("snk,bkl,snl->bsn", nodes, inverse, nodes)[:, :, mesh.node_of].clamp_min(1e-6)
+        gain = match.reshape(expected.shape) / expected
+        held = torch.zeros_like(match).scatter_(1, prior.atoms, prior.power * match.gather(1, prior.atoms).sqrt())
+        return [(torch.log1p(gain) / 3).transpose(1, 2), (torch.log1p(held.reshape(expected.shape)) / 3).transpose(1, 2)]
+
+    @torch.no_grad()
+    def _features(
+        self, sample: Tensor, window: Tensor | None, prepared: PreparedFusion
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Maps (n, n_sources, N_MAPS), facts (n, N_FACTS), components, trust, and the power of the signal (n,)."""
+        both = prepared.both
+        n, n_sources = len(sample), prepared.mesh.n_sources
+        now = sample @ both.basis
+        components, trust, energy = _temporal_components(now, window, both.basis)
+        clean = _denoised(now, components, trust)
+        # squared matches with the patches: twice the log likelihood ratio of each against none
+        at_once = (now @ both.atoms.T).square()
+        denoised = (clean @ both.atoms.T).square()
+        shown = (components.transpose(1, 2) @ both.atoms.T).square()  # (n, r, n_atoms)
+        in_window = torch.einsum("nr,nra->na", trust * energy, shown)
+        subspace = torch.einsum("nr,nra->na", trust, shown)
+        best = denoised.amax(dim=1, keepdim=True)
+        ratio = ((denoised - best) / 20).clamp_min(-2.0)
+        maps = [
+            m.reshape(n, N_SCALES, n_sources)
+            for m in (ratio, torch.log1p(at_once) / 3, torch.log1p(denoised) / 3, torch.log1p(in_window) / 3, subspace)
+        ]
+        regularised = (clean @ prepared.regularised.T).square()
+        maps.append((torch.log1p(regularised) / 3).reshape(n, len(REGULARISED), n_sources))
+        for projection in prepared.single:
+            if projection is None:
+                maps.append(torch.zeros(n, 1, n_sources, device=sample.device))
+                continue
+            seen = sample @ projection.basis
+            seen = _denoised(seen, *_temporal_components(seen, window, projection.basis)[:2])
+            maps.append((torch.log1p((seen @ projection.atoms.T).square()) / 3)[:, None])
+        power = (clean.square().sum(dim=1) - trust.sum(dim=1)).clamp_min(1.0)
+        k = now.shape[1]
+        levels = (now.square().mean(dim=1), power / k, (trust * energy).sum(dim=1) / k)
+        facts = torch.cat([torch.log1p(torch.stack(levels, dim=1)), prepared.facts.expand(n, -1)], dim=1)
+        return torch.cat(maps, dim=1).transpose(1, 2), facts, components, trust, power
+
+    # the estimate ---------------------------------------------------------------------------------------------------
+
+    def apply(self, sample: Tensor, prior: Prior, prepared: PreparedFusion) -> SourceMap:
+        """Maximum a posteriori estimate of samples; a prior of one window serves all of them."""
+        both, mesh = prepared.both, prepared.mesh
+        now = self._blended(sample, prior, prepared)
+        likely = both.atoms[prior.atoms]  # (n, m, k)
+        dual = torch.cholesky_solve(now[:, :, None], torch.linalg.cholesky(self._data_cov(prior, prepared, likely)))[:, :, 0]
+        n_sources = mesh.n_sources
+        moments = (prior.ground / n_sources)[:, None] * (dual @ both.atoms[:n_sources].T) / prepared.norms[:n_sources]
+        weight = prior.power * torch.einsum("nmk,nk->nm", likely, dual) / prepared.norms[prior.atoms]
+        return SourceMap(mesh.scatter_patches(moments, prior.atoms, weight))
+
+    def _blended(self, sample: Tensor, prior: Prior, prepared: PreparedFusion) -> Tensor:
+        now = sample @ prepared.both.basis
+        blend = prior.blend[:, None]
+        return blend * now + (1 - blend) * _denoised(now, prior.components, prior.trust)
+
+    def _data_cov(self, prior: Prior, prepared: PreparedFusion, likely: Tensor) -> Tensor:
+        identity = torch.eye(likely.shape[2], device=likely.device)
+        ground = prior.ground[:, None, None] * prepared.ground
+        peaks = (likely * prior.power[:, :, None]).transpose(1, 2) @ likely
+        return ground + peaks + prior.noise[:, None, None] * identity
+
+    def forward(self, sample: Tensor, window: Tensor | None, prepared: PreparedFusion) -> SourceMap:
+        """Image samples; see `SourceNetwork.forward`."""
+        return self.apply(sample, self.prior(sample, window, prepared), prepared)
+
+    def loss(self, batch: Batch, prepared: PreparedFusion) -> Tensor:
+        """Direction, extent, place and amount of the estimate, and the place of the prior."""
+        truth = batch.dense(prepared.mesh.n_sources)
+        first, second = (
+            fusion_loss(self.apply(batch.sample, prior, prepared).moments, truth, prior.logits, batch, prepared.mesh)
+            for prior in self._priors(batch.sample, batch.window, prepared)
+        )
+        return 0.3 * first + second
+
+
+def fusion_loss(estimate: Tensor, truth: Tensor, logits: Tensor, batch: Batch, mesh: Mesh) -> Tensor:
+    """See `FusionNetwork.loss`."""
+    total = truth.abs().sum(dim=1)
+    cosine = F.cosine_similarity(estimate, truth, dim=1)
+    fine = (estimate - truth).abs().sum(dim=1) / total
+    pooled = mesh.pool_sum(estimate - truth).abs().sum(dim=1) / total
+    there = batch.centres >= 0
+    centres = torch.where(there[:, :, None], batch.centres_mm, 1e4)
+    distance = torch.cdist(mesh.positions_mm.expand(len(estimate), -1, -1), centres)  # (n, n_sources, n_patches)
+    nearest = distance.amin(dim=2).clamp_max(60)
+    sharp = estimate.square()
+    sharp = (sharp / sharp.amax(dim=1, keepdim=True).clamp_min(1e-20)) ** 2
+    place = (sharp * nearest).sum(dim=1) / sharp.sum(dim=1).clamp_min(1e-20) / 20
+    near = (distance < 20).to(estimate.dtype)
+    # each patch is to be found, with its sign and amount
+    found = torch.einsum("nv,nvp->np", estimate, near)
+    wanted = torch.einsum("nv,nvp->np", truth, near)
+    amount = ((found - wanted).abs() / wanted.abs().clamp_min(1e-6)).clamp_max(3)
+    amount = (amount * there).sum(dim=1) / there.sum(dim=1)
+    share = torch.softmax(logits, dim=1).reshape(len(estimate), -1, estimate.shape[1]).sum(dim=1)
+    spread = (share * nearest).sum(dim=1) / 20
+    rank = _rank_loss(estimate, truth, batch)
+    return ((1 - cosine) + 0.2 * fine + 0.2 * pooled + place + 0.3 * amount + 0.3 * spread + 0.5 * rank).mean()
+
+
+def _rank_loss(estimate: Tensor, truth: Tensor, batch: Batch) -> Tensor:
+    """(n,) smooth form of 1 - AUC: active sources against every 40th source, on the logarithm of the moment."""
+    strength = truth.abs()
+    bar = 0.25 * strength.amax(dim=1, keepdim=True)
+    level = torch.log(estimate.abs() + 1e-4 * estimate.abs().amax(dim=1, keepdim=True) + 1e-20)
+    shift = int(batch.vertices.sum()) % 40
+    others = torch.arange(shift, estimate.shape[1], 40, device=estimate.device)
+    idle = (strength[:, others] <= bar).to(level.dtype)
+    active = (strength.gather(1, batch.vertices) > bar).to(level.dtype) * (batch.moments != 0)
+    pairs = torch.sigmoid((level[:, others][:, None] - level.gather(1, batch.vertices)[:, :, None]) / 0.5)
+    missed = torch.einsum("nvo,nv,no->n", pairs, active, idle)
+    return missed / (active.sum(dim=1) * idle.sum(dim=1)).clamp_min(1)
+
+
+def _projection(fields: Tensor, k: int) -> Projection:
+    _, basis = torch.linalg.eigh((fields.T @ fields).double())
+    basis = basis[:, -k:].flip(1).to(fields.dtype)
+    atoms = fields @ basis
+    return Projection(basis, atoms / atoms.norm(dim=1, keepdim=True).clamp_min(1e-12))
+
+
+def _temporal_components(now: Tensor, window: Tensor | None, basis: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Strongest components of a window (n, k, r), the share of each that is signal (n, r), and their energy (n, r).
+
+    Subspace iteration from the sample and some columns: cheaper than a decomposition, and no operator that a GPU or an
+    exported graph lacks.
+    """
+    k = now.shape[1]
+    if window is None or window.shape[2] < 2 * N_COMPONENTS:
+        length = now.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        trust = (1 - k / length.square()).clamp(0.05, 1)
+        return (now / length)[:, :, None], trust, length.square()
+    data = torch.einsum("nct,ck->nkt", window, basis)
+    n_times = data.shape[2]
+    picks = torch.linspace(0, n_times - 1, 2 * N_COMPONENTS - 1, device=now.device).round().long()
+    start = torch.cat([now[:, :, None], data[:, :, picks]], dim=2)
+    for _ in range(3):
+        start, _ = torch.linalg.qr(data @ (data.transpose(1, 2) @ start))
+    # within the subspace: exact, and small
+    inside = start.transpose(1, 2) @ data
+    values, vectors = torch.linalg.eigh(inside @ inside.transpose(1, 2) / n_times)
+    values, vectors = values.flip(1)[:, :N_COMPONENTS], vectors.flip(2)[:, :, :N_COMPONENTS]
+    components = start @ vectors
+    # the largest eigenvalue of white noise of variance 1 (Marchenko and Pastur 1967)
+    edge = (1 + (k / n_times) ** 0.5) ** 2
+    trust = torch.sigmoid(4 * (values / edge - 1))
+    return components, trust, values
+
+
+def _denoised(now: Tensor, components: Tensor, trust: Tensor) -> Tensor:
+    inside = torch.einsum("nk,nkr->nr", now, components.expand(len(now), -1, -1))
+    return torch.einsum("nr,nkr->nk", inside * trust, components.expand(len(now), -1, -1))
