@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rt_mmdf.core.errors import NoiseCovarianceError
+from rt_mmdf.headmodel.noise import check_noise_cov
 from rt_mmdf.simulation.sources import pink_power
 
 Float64 = NDArray[np.float64]
@@ -34,19 +35,22 @@ def sensor_colour(deviations: Float64, ch_names: Sequence[str], noise_cov: mne.C
     Raises
     ------
     NoiseCovarianceError
-        `noise_cov` knows none of the channels.
+        `noise_cov` knows none of the channels, or is no covariance that noise can have.
     """
     colour = np.diag(deviations)
     if noise_cov is None:
         return colour
-    known = {name: i for i, name in enumerate(noise_cov["names"])}
-    rows = [i for i, name in enumerate(ch_names) if name in known]
+    # "MEG 0111" of older files is "MEG0111" today
+    known = {name.replace(" ", ""): i for i, name in enumerate(noise_cov["names"])}
+    wanted = [name.replace(" ", "") for name in ch_names]
+    rows = [i for i, name in enumerate(wanted) if name in known]
     if not rows:
         raise NoiseCovarianceError(
             f"noise covariance of {len(known)} channels ({', '.join(list(known)[:3])}, ...): none of them is simulated; "
-            f"expected are names like {', '.join(ch_names[:2])}, {ch_names[-1]}."
+            f"expected are names like {', '.join(ch_names[:2])}, {ch_names[-1]}. Measure one of these channels."
         )
-    columns = [known[ch_names[i]] for i in rows]
+    columns = [known[wanted[i]] for i in rows]
+    check_noise_cov(noise_cov, [noise_cov["names"][i] for i in columns])
     full = noise_cov.data if not noise_cov["diag"] else np.diag(noise_cov.data)
     part = full[np.ix_(columns, columns)]
     # scaled to correlations first: volts and teslas are nine orders of magnitude apart

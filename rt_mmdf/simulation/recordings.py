@@ -1,23 +1,35 @@
-"""Recordings with known sources, for the demonstration: the truth lives on another head than the one that images it."""
+"""Recordings with known sources: the truth lives on another head than the one that images it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import mne
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
+from scipy.signal.windows import tukey
 
 from rt_mmdf.core.errors import SinkError
 from rt_mmdf.core.settings import Settings
 from rt_mmdf.headmodel.head import HeadModel
 from rt_mmdf.headmodel.template import build_template
 from rt_mmdf.metrics.localisation import snr_db
+from rt_mmdf.simulation.heads import random_variation, varied_info
 from rt_mmdf.simulation.noise import brain_moment, sensor_colour, share_in_band
-from rt_mmdf.simulation.sources import Cortex, Patch, burst, fsaverage5_cortex, grow_patch, pink_noise, transient
+from rt_mmdf.simulation.sources import (
+    Cortex,
+    Patch,
+    burst,
+    fsaverage5_cortex,
+    grow_patch,
+    grow_patch_by_order,
+    pink_noise,
+    transient,
+)
 from rt_mmdf.simulation.truth import Event, Truth, truth_path
 
 Float64 = NDArray[np.float64]
@@ -33,18 +45,29 @@ PLACES: dict[str, tuple[float, float, float]] = {
     "left frontal": (-38.0, 36.0, 24.0),
     "right parietal": (40.0, -58.0, 44.0),
 }
+SEPARATION_MM = 30.0  # of random places, and so of sources that are active together
+LEAST_RATIO = 0.5  # moment of the weakest of several sources over that of the strongest
 # Numbers up to here are sources of an ico-4 head: a true centre is none of them.
 N_ICO4 = 2562
 BRAIN_SEED = 3407
 STIM_CHANNEL = "STI 014"
 TRIGGER_S = 0.02
 
+Course = Literal["mixed", "burst", "transient", "pink"]
+
 
 class SimulationSettings(Settings):
     """A recording of activations one after another, after a rest that is noise alone.
 
+    n_places : random places in place of the eight named ones; they are drawn by the seed
+    n_sources : active together in each activation
+    radius_mm : geodesic radius of the patches, 0 is one dipole; or else
+    order : 0 to 4, their extent in edges of an ico-4 mesh (5.7 mm on average)
+    course : what they do in time; mixed: all places with bursts, all with transients, and so on
     conductivity : brain, skull, scalp in S/m; the solver's default is 0.3, 0.006, 0.3
-    snr_db : at the largest moment of each activation, against sensor and brain noise over all channels within `band_hz`
+    vary_head : electrodes and helmet are elsewhere than the recording says, as much as `random_variation` with this seed has
+        it, and the conductivities are its own unless they are given
+    snr_db : at the largest field of each activation, against sensor and brain noise over all channels within `band_hz`
     eeg_brain_uv : standard deviation that brain noise gives the median electrode, before any filter; the default is that of
         a calm recording, with which 10 dB take moments of 0.25 to 0.7 uA m: more an epileptic spike than an evoked response
     seed : of noise and activations
@@ -56,11 +79,16 @@ class SimulationSettings(Settings):
     period_s: float = Field(default=1.0, gt=0)
     active_s: float = Field(default=0.7, gt=0)
     sfreq: float = Field(default=1000.0, ge=200)
-    radius_mm: float = Field(default=10.0, ge=0)
-    snr_db: float = 10.0
+    n_places: int | None = Field(default=None, ge=1, le=200)
+    n_sources: int = Field(default=1, ge=1, le=3)
+    radius_mm: float = Field(default=10.0, ge=0, le=60)
+    order: int | None = Field(default=None, ge=0, le=4)
+    course: Course = "mixed"
+    snr_db: float = Field(default=10.0, ge=-200, le=60)
     band_hz: tuple[float, float] = (1.0, 40.0)
     seed: int = Field(default=20240709, ge=0)
     conductivity: tuple[float, float, float] = (0.33, 0.0042, 0.43)
+    vary_head: bool = False
     n_brain_sources: int = Field(default=400, ge=0, le=5000)
     eeg_brain_uv: float = Field(default=2.0, ge=0)
     eeg_nv: float = Field(default=50.0, gt=0)
@@ -69,6 +97,10 @@ class SimulationSettings(Settings):
 
     @model_validator(mode="after")
     def _fits(self) -> SimulationSettings:
+        if self.order is not None and "radius_mm" in self.model_fields_set:
+            raise ValueError(f"order = {self.order} and radius_mm = {self.radius_mm:g}: give one of the two")
+        if self.n_sources > (len(PLACES) if self.n_places is None else self.n_places):
+            raise ValueError(f"n_sources = {self.n_sources} cannot be active together at {self.n_places} place(s)")
         if self.active_s > self.period_s:
             raise ValueError(f"active_s = {self.active_s:g} is longer than period_s = {self.period_s:g}")
         if not 0 < self.band_hz[0] < self.band_hz[1] < self.sfreq / 2:
@@ -83,13 +115,18 @@ class SimulationSettings(Settings):
 
 @dataclass(frozen=True)
 class _Scene:
-    """Who is where on the true head."""
+    """Who is where on the true head.
+
+    info : sensors as the recording describes them, which is not where they are if the head is varied
+    """
 
     cortex: Cortex
+    names: tuple[str, ...]
     patches: tuple[Patch, ...]
     brain: NDArray[np.int64]
     head: HeadModel
     columns: dict[int, int]  # vertex of the cortex -> column of the leadfield
+    info: mne.Info
 
 
 def simulate_recording(
@@ -138,13 +175,13 @@ def simulate_recording(
     noise = (brain_share * brain_cov + sensor_share * sensor_cov) / np.outer(scale, scale)
     whitener = _inverse_root(noise)
     fields = np.array([gain[:, [scene.columns[int(v)] for v in patch.vertices]] @ patch.profile for patch in scene.patches])
-    moments, events = _activations(settings, [float(snr_db(whitener @ (f / scale), len(f))) for f in fields], rng)
+    moments, events = _activations(settings, whitener @ (fields / scale).T, rng)
     data += ((fields / scale).T @ moments).astype(np.float32)
     truth = Truth(
         sfreq=settings.sfreq,
         ch_names=scene.head.ch_names,
         ch_types=tuple(kinds.tolist()),
-        source_names=tuple(PLACES),
+        source_names=scene.names,
         centres_mm=scene.cortex.positions_mm[[patch.centre for patch in scene.patches]],
         fields=fields,
         moments=moments,
@@ -153,9 +190,13 @@ def simulate_recording(
         brain_cov=brain_cov,
         sensor_cov=sensor_cov,
         events=events,
-        recipe=settings.model_dump(mode="json") | {"sensor_noise": "white" if noise_cov is None else "coloured"},
+        recipe=settings.model_dump(mode="json")
+        | {
+            "sensor_noise": "white" if noise_cov is None else "coloured",
+            "true_conductivity": scene.head.recipe["conductivity"],
+        },
     )
-    return _raw(scene.head, data, scale, truth), truth
+    return _raw(scene.info, data, scale, truth), truth
 
 
 def write_recording(raw: mne.io.RawArray, truth: Truth, path: Path) -> None:
@@ -185,18 +226,53 @@ def _scene(settings: SimulationSettings, progress: Callable[[str, float], None] 
     cortex = fsaverage5_cortex()
     numbers = np.arange(len(cortex.positions_mm))
     between = numbers[numbers % cortex.n_left >= N_ICO4]
-    patches = tuple(grow_patch(cortex, cortex.nearest(place, between), settings.radius_mm) for place in PLACES.values())
+    if settings.n_places is None:
+        centres = {name: cortex.nearest(place, between) for name, place in PLACES.items()}
+    else:
+        centres = _random_places(cortex, between, settings.n_places, np.random.default_rng((settings.seed, 1)))
+    patches = tuple(_patch(cortex, centre, settings) for centre in centres.values())
     # the same brain in each recording, whatever its seed: a rest recorded before belongs to the activations after it
     brain = np.sort(np.random.default_rng(BRAIN_SEED).choice(between, settings.n_brain_sources, replace=False))
     needed = np.unique(np.concatenate([brain, *(patch.vertices for patch in patches)]))
-    head = build_template(
-        spacing="ico5",
-        conductivity=settings.conductivity,
-        vertices=tuple(side.tolist() for side in cortex.by_hemisphere(needed)),
-        name="simulated head",
-        progress=progress,
-    )
-    return _Scene(cortex, patches, brain, head, {int(vertex): column for column, vertex in enumerate(needed)})
+    left, right = (side.tolist() for side in cortex.by_hemisphere(needed))
+
+    def build(conductivity: tuple[float, float, float], info: mne.Info | None) -> HeadModel:
+        return build_template(
+            spacing="ico5",
+            info=info,
+            conductivity=conductivity,
+            vertices=(left, right),
+            name="simulated head",
+            progress=progress,
+        )
+
+    head = build(settings.conductivity, None)
+    info = head.info
+    if settings.vary_head:
+        variation = random_variation(np.random.default_rng((settings.seed, 2)))
+        own = None if "conductivity" in settings.model_fields_set else variation.conductivity
+        head = build(own or settings.conductivity, varied_info(info, variation))
+    columns = {int(vertex): column for column, vertex in enumerate(needed)}
+    return _Scene(cortex, tuple(centres), patches, brain, head, columns, info)
+
+
+def _random_places(cortex: Cortex, between: NDArray[np.int64], n: int, rng: np.random.Generator) -> dict[str, int]:
+    """Vertices at least `SEPARATION_MM` from each of the two before (they may be active together), in both hemispheres."""
+    chosen: list[int] = []
+    while len(chosen) < n:
+        candidate = int(rng.choice(between))
+        gaps = np.linalg.norm(cortex.positions_mm[chosen[-2:]] - cortex.positions_mm[candidate], axis=1)
+        # the last places follow the first ones in turn
+        wrap = np.linalg.norm(cortex.positions_mm[chosen[:2]] - cortex.positions_mm[candidate], axis=1)
+        if gaps.min(initial=np.inf) >= SEPARATION_MM and (len(chosen) < n - 2 or wrap.min(initial=np.inf) >= SEPARATION_MM):
+            chosen.append(candidate)
+    return {f"place {number + 1}": vertex for number, vertex in enumerate(chosen)}
+
+
+def _patch(cortex: Cortex, centre: int, settings: SimulationSettings) -> Patch:
+    if settings.order is None:
+        return grow_patch(cortex, centre, settings.radius_mm)
+    return grow_patch_by_order(cortex, centre, 2 * settings.order)  # two edges of ico-5 to one of ico-4
 
 
 def _deviations(kinds: NDArray[np.str_], settings: SimulationSettings) -> Float64:
@@ -211,41 +287,62 @@ def _inverse_root(covariance: Float64) -> Float64:
 
 
 def _activations(
-    settings: SimulationSettings, unit_snr_db: list[float], rng: np.random.Generator
+    settings: SimulationSettings, whitened: Float64, rng: np.random.Generator
 ) -> tuple[Float64, tuple[Event, ...]]:
-    """Moments (n_sources, n_times) and events: the places in turn, bursts and transients in turn, either sign."""
-    moments = np.zeros((len(unit_snr_db), round(settings.duration_s * settings.sfreq)))
+    """Moments (n_sources, n_times) and events: the places in turn, either sign.
+
+    Parameters
+    ----------
+    whitened : (n_channels, n_sources), whitened field of 1 A m of each source
+    """
+    n_sources = whitened.shape[1]
+    moments = np.zeros((n_sources, round(settings.duration_s * settings.sfreq)))
     events = []
     n_events = int((settings.duration_s - settings.rest_s) / settings.period_s + 1e-9)
     for number in range(n_events):
-        source = number % len(unit_snr_db)
+        together = [(number + i) % n_sources for i in range(settings.n_sources)]
         # a full round of one kind, then one of the other
-        is_burst = (number // len(unit_snr_db)) % 2 == 0
-        frequency = rng.uniform(10, 20)
-        sign = rng.choice((-1.0, 1.0))
-        course = (
-            burst(settings.sfreq, settings.active_s, frequency) if is_burst else transient(settings.sfreq, settings.active_s)
-        )
+        in_turn: tuple[Course, ...] = ("burst", "transient")
+        kind = in_turn[(number // n_sources) % 2] if settings.course == "mixed" else settings.course
+        courses = np.array([_course(kind, settings, rng) for _ in together])
+        courses[1:] *= rng.uniform(LEAST_RATIO, 1, (len(together) - 1, 1))
         onset = settings.rest_s + number * settings.period_s
         first = round(onset * settings.sfreq)
-        peak = 10 ** ((settings.snr_db - unit_snr_db[source]) / 20)  # A m
-        stop = min(first + len(course), moments.shape[1])
-        moments[source, first:stop] += sign * peak * course[: stop - first]
-        events.append(
-            Event(first / settings.sfreq, settings.active_s, source, "burst" if is_burst else "transient", settings.snr_db)
-        )
+        stop = min(first + courses.shape[1], moments.shape[1])
+        at_peak = courses[:, np.sum((whitened[:, together] @ courses) ** 2, axis=0).argmax()]
+        unit_db = float(snr_db(whitened[:, together] @ at_peak, len(whitened)))
+        courses = courses * 10 ** ((settings.snr_db - unit_db) / 20)  # A m
+        for source, course in zip(together, courses, strict=True):
+            moments[source, first:stop] += course[: stop - first]
+            own_db = float(snr_db(whitened[:, source] * np.abs(course).max(), len(whitened)))
+            events.append(Event(first / settings.sfreq, settings.active_s, source, kind, own_db))
     return moments, tuple(events)
 
 
-def _raw(head: HeadModel, data: NDArray[np.float32], scale: Float64, truth: Truth) -> mne.io.RawArray:
-    info = mne.create_info([*head.ch_names, STIM_CHANNEL], truth.sfreq, [*head.info.get_channel_types(), "stim"])
-    for channel, known in zip(info["chs"], head.info["chs"], strict=False):
+def _course(kind: Course, settings: SimulationSettings, rng: np.random.Generator) -> Float64:
+    """(n_times,), largest magnitude 1, either sign."""
+    frequency = rng.uniform(10, 20)
+    sign = rng.choice((-1.0, 1.0))
+    if kind == "burst":
+        course = burst(settings.sfreq, settings.active_s, frequency)
+    elif kind == "transient":
+        course = transient(settings.sfreq, settings.active_s)
+    else:
+        n_times = round(settings.active_s * settings.sfreq)
+        course = pink_noise(1, n_times, settings.sfreq, rng)[0] * tukey(n_times, 0.2)
+        course = course / np.abs(course).max()
+    return np.asarray(sign * course)
+
+
+def _raw(sensors: mne.Info, data: NDArray[np.float32], scale: Float64, truth: Truth) -> mne.io.RawArray:
+    info = mne.create_info([*truth.ch_names, STIM_CHANNEL], truth.sfreq, [*truth.ch_types, "stim"])
+    for channel, known in zip(info["chs"], sensors["chs"], strict=False):
         channel.update(known)
-    info["dev_head_t"] = head.info["dev_head_t"]
+    info["dev_head_t"] = sensors["dev_head_t"]
     with info._unlock():
-        info["dig"] = head.info["dig"]
+        info["dig"] = sensors["dig"]
     stim = np.zeros(data.shape[1])
-    for event in truth.events:
+    for event in reversed(truth.events):  # of sources that begin together the first one counts
         first = round(event.onset_s * truth.sfreq)
         stim[first : first + max(1, round(TRIGGER_S * truth.sfreq))] = event.source + 1
     samples = np.empty((len(data) + 1, data.shape[1]))

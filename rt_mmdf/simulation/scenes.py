@@ -153,7 +153,7 @@ def make_scene(
     brain_share, _ = share_in_band(noise.band_hz, BROADBAND_HZ)
     chosen = rng.choice(gain.shape[1], min(noise.n_brain_sources, gain.shape[1]), replace=False)
     brain = gain[:, chosen] * brain_moment(gain[:, chosen], kinds, noise.eeg_brain_uv) * np.sqrt(brain_share)
-    colour = np.hstack([_sensors(nominal, kinds, noise), _interference(nominal, noise.interference_ft, rng), brain])
+    colour = np.hstack([_sensors(nominal, kinds, noise), interference_fields(nominal, noise.interference_ft, rng), brain])
     entering = [name for name in names if used is None or name in used]
     info = imaging_info(nominal.info, entering, projs)
     measured = mne.Covariance(
@@ -293,7 +293,7 @@ def _sensors(head: HeadModel, kinds: NDArray[np.str_], noise: SceneNoise) -> Flo
     return np.array([factors[kind] for kind in kinds])[:, None] * sensor_colour(deviations, head.ch_names, noise.noise_cov)
 
 
-def _interference(head: HeadModel, deviation_ft: float, rng: np.random.Generator) -> Float64:
+def interference_fields(head: HeadModel, deviation_ft: float, rng: np.random.Generator) -> Float64:
     """(n_channels, 6): three homogeneous fields and three gradients of distant sources, to first order about the helmet."""
     meg = head.channels.of_modality(Modality.MEG)
     if not deviation_ft or not len(meg):
