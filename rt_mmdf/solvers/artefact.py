@@ -557,6 +557,6 @@ def _replace_folder(scratch: Path, folder: Path) -> None:
 
 def _not_written(folder: Path, error: OSError) -> ArtefactError:
     return ArtefactError(
-        f"model {folder}: cannot be written ({error.strerror or error}). Choose a folder that you may write to, on a disk with "
-        "50 MB free."
+        f"model {folder}: cannot be written ({error.strerror or error}). Choose a folder that you may write to, on a disk "
+        "with 50 MB free."
     )

@@ -2,38 +2,57 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 import mne
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rt_mmdf.core.blocks import Float32
 from rt_mmdf.core.errors import SolverError
 from rt_mmdf.core.settings import Settings
+from rt_mmdf.solvers.lcmv import LcmvSettings
 
 BLOCK = 128  # sources; 64 and 256 do as well, 512 and more fall back to packing
 
 Method = Literal["MNE", "dSPM", "sLORETA", "eLORETA"]
+LiveMethod = Method | Literal["LCMV"]
 Orientation = Literal["fixed", "loose"]
 
 
 class SolverSettings(Settings):
-    """Which classical inverse, and how strongly it is regularised.
+    """Which model, or which classical inverse and how strongly it is regularised.
 
+    model : name or folder of a trained model; the keys of the classical inverses then do not apply, and must not be given
+    refresh_ms : models that see a window look at it anew so often
     snr : amplitude SNR that is assumed of the whitened data; lambda^2 = 1 / snr^2. 3 suits averages, 1 single samples.
     orientation : "fixed": sources normal to the cortex, signed. "loose": free, tangential variance times `loose`; the
         length of the three components is given out (pooled), always positive.
     depth : exponent of the depth weighting (mne's 0.8), 0 for none. eLORETA finds its own weights, whatever is set here.
         With dSPM, 0 gave the more plausible maps on real evoked responses: tools/figures/real_evoked.py.
+    lcmv : of the beamformer, which knows neither snr nor depth
     """
 
-    method: Method = "dSPM"
+    model: str | None = Field(None, min_length=1)
+    refresh_ms: float = Field(50.0, gt=0, le=10_000)
+    method: LiveMethod = "dSPM"
     snr: float = Field(3.0, gt=0, le=100)
     orientation: Orientation = "fixed"
     loose: float = Field(0.2, gt=0, le=1)
     depth: float = Field(0.8, ge=0, le=5)
+    lcmv: LcmvSettings = LcmvSettings()
+
+    @model_validator(mode="after")
+    def _one_solver(self) -> Self:
+        given = self.model_fields_set - {"model", "refresh_ms"}
+        if self.model is not None and given:
+            raise ValueError(
+                f"model = {self.model!r} and {', '.join(sorted(given))}: one or the other; a model has none of these"
+            )
+        if self.method == "LCMV" and self.orientation == "loose":
+            raise ValueError('method = "LCMV" images sources normal to the cortex; leave out orientation = "loose"')
+        return self
 
     @property
     def lambda2(self) -> float:
@@ -42,8 +61,9 @@ class SolverSettings(Settings):
 
     @property
     def unit(self) -> str:
-        """Unit of the estimate: "A m" for MNE and eLORETA, "" for the standardised maps of dSPM and sLORETA."""
-        return "A m" if self.method in ("MNE", "eLORETA") else ""
+        """Unit of the estimate: "A m" for models, MNE, eLORETA and LCMV of unit gain, "" for standardised maps."""
+        moments = self.model is not None or self.method in ("MNE", "eLORETA")
+        return "A m" if moments or (self.method == "LCMV" and self.lcmv.weight_norm == "none") else ""
 
 
 class LinearSolver:

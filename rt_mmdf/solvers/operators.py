@@ -6,12 +6,14 @@ from collections.abc import Collection, Sequence
 
 import mne
 import numpy as np
+from numpy.typing import NDArray
 
 from rt_mmdf.core.channels import Channels, Modality
 from rt_mmdf.core.errors import SolverError
 from rt_mmdf.headmodel.head import HeadModel
-from rt_mmdf.headmodel.whitener import imaging_info, whitener_and_colorer
+from rt_mmdf.headmodel.whitener import imaging_info, make_whitener, whitener_and_colorer
 from rt_mmdf.solvers.interface import Operator
+from rt_mmdf.solvers.lcmv import lcmv_kernel
 from rt_mmdf.solvers.linear import LinearSolver, SolverSettings, sensor_kernel
 
 
@@ -36,6 +38,26 @@ def usable_channels(
     return frozenset(used)
 
 
+def channels_to_use(
+    head: HeadModel,
+    channels: Channels,
+    bads: Collection[str],
+    missing_modalities: Collection[Modality],
+    solver: str,
+) -> frozenset[str]:
+    """As `usable_channels`; SolverError, with the name of the solver, where none is left."""
+    used = usable_channels(head, channels, bads, missing_modalities)
+    if not used:
+        lacking = head.missing(channels.names)
+        gone = ", ".join(sorted(missing_modalities)) or "none"
+        raise SolverError(
+            f"{solver}: none of the {len(channels)} channels can be imaged: {len(lacking)} are not in the head "
+            f"model {head.name!r} ({', '.join(lacking[:5]) or 'none'}), {len(set(bads) & set(channels.names))} are bad, "
+            f"missing modalities: {gone}. Expected: at least one MEG or two EEG channels."
+        )
+    return used
+
+
 def build_operator(
     head: HeadModel,
     channels: Channels,
@@ -45,7 +67,7 @@ def build_operator(
     bads: Collection[str] = (),
     missing_modalities: Collection[Modality] = (),
 ) -> Operator:
-    """Whitener and classical solver for the channels that can be used now.
+    """Whitener and classical solver for the channels that can be used now; for LCMV see `build_beamformer`.
 
     Nothing that is given is changed, so this may run beside the chain that uses the current operator.
 
@@ -64,15 +86,7 @@ def build_operator(
         The covariance lacks used channels or has no rank on them.
     """
     settings = settings or SolverSettings()
-    used = usable_channels(head, channels, bads, missing_modalities)
-    if not used:
-        lacking = head.missing(channels.names)
-        gone = ", ".join(sorted(missing_modalities)) or "none"
-        raise SolverError(
-            f"{settings.method}: none of the {len(channels)} channels can be imaged: {len(lacking)} are not in the head "
-            f"model {head.name!r} ({', '.join(lacking[:5]) or 'none'}), {len(set(bads) & set(channels.names))} are bad, "
-            f"missing modalities: {gone}. Expected: at least one MEG or two EEG channels."
-        )
+    used = channels_to_use(head, channels, bads, missing_modalities, settings.method)
     names = [name for name in channels.names if name in used]
     whitener, colorer = whitener_and_colorer(channels, used, head.info, noise_cov, projs)
     info = imaging_info(head.info, names, projs)
@@ -82,4 +96,44 @@ def build_operator(
     whitened = np.zeros((*kernel.shape[:2], len(channels)))
     rows = channels.indices(names)
     whitened[:, :, rows] = kernel @ colorer[np.ix_(rows, rows)]
+    return Operator(whitener, LinearSolver(whitened, settings.unit), used)
+
+
+def build_beamformer(
+    head: HeadModel,
+    channels: Channels,
+    noise_cov: mne.Covariance,
+    data_cov: NDArray[np.float64],
+    projs: Sequence[mne.Projection] = (),
+    settings: SolverSettings | None = None,
+    bads: Collection[str] = (),
+    missing_modalities: Collection[Modality] = (),
+) -> Operator:
+    """Whitener and LCMV beamformer for the channels that can be used now, sources normal to the cortex.
+
+    Parameters
+    ----------
+    data_cov : (n_channels, n_channels), squared SI units, of `channels`; rows of channels that are not used do not matter
+    others : as `build_operator`
+
+    Raises
+    ------
+    SolverError, NoiseCovarianceError
+        As `build_operator`.
+    """
+    settings = settings or SolverSettings(method="LCMV")
+    used = channels_to_use(head, channels, bads, missing_modalities, "LCMV")
+    names = [name for name in channels.names if name in used]
+    whitener = make_whitener(channels, used, head.info, noise_cov, projs)
+    rows = channels.indices(names)
+    matrix = whitener.matrix[np.ix_(rows, rows)]
+    kernel = lcmv_kernel(
+        matrix @ head.leadfield(names),
+        matrix @ data_cov[np.ix_(rows, rows)] @ matrix.T,
+        whitener.rank,
+        settings.lcmv.reg,
+        settings.lcmv.weight_norm,
+    )
+    whitened = np.zeros((1, len(kernel), len(channels)))
+    whitened[0][:, rows] = kernel
     return Operator(whitener, LinearSolver(whitened, settings.unit), used)

@@ -1,0 +1,85 @@
+"""Runs a network on this machine's processor by torch: numpy in, numpy out, one thread, no gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+Float32 = NDArray[np.float32]
+
+
+class Moments(Protocol):
+    """What a network gives: see `rt_mmdf.networks.interface.SourceMap`."""
+
+    @property
+    def moments(self) -> torch.Tensor: ...
+
+    @property
+    def deviation(self) -> torch.Tensor | None: ...
+
+
+class TorchBackend:
+    """A network with the operators of one head, noise and set of channels.
+
+    Networks that have a method ``prior(sample, window, prepared)`` split their work: the prior of a window is kept as its
+    context, and ``apply(samples, prior, prepared)`` images any samples under it. The context of the others is the window.
+
+    Parameters
+    ----------
+    network : torch.nn.Module, see `rt_mmdf.networks.interface.SourceNetwork`
+    prepared : what its `prepare` made
+    """
+
+    def __init__(self, network: torch.nn.Module, prepared: Any) -> None:
+        self._network: Any = network.eval()
+        self._prepared = prepared
+        self._splits = callable(getattr(network, "prior", None))
+
+    @torch.inference_mode()
+    def context(self, window: Float32) -> Any:
+        """What is kept of a window (n_channels, n_times), whose last column is imaged first."""
+        whole = torch.from_numpy(window)[None]
+        return self._network.prior(whole[:, :, -1], whole, self._prepared) if self._splits else whole
+
+    @torch.inference_mode()
+    def image(self, samples: Float32, context: Any = None) -> tuple[Float32, Float32 | None]:
+        """Moments of samples (n, n_channels), and their deviation where the network knows one: (n, n_sources), nA m."""
+        given = torch.from_numpy(samples)
+        split = self._splits and context is not None
+        seen: Moments = (
+            self._network.apply(given, context, self._prepared) if split else self._network(given, context, self._prepared)
+        )
+        moments: Float32 = seen.moments.numpy()
+        return moments, None if seen.deviation is None else seen.deviation.expand_as(seen.moments).numpy()
+
+
+def load_weights(network: torch.nn.Module, weights: Mapping[str, NDArray[Any]]) -> None:
+    """Put weights into a network; ValueError that names those that are missing, left over, or of another shape."""
+    own = network.state_dict()
+    wrong = [f"{key} is missing" for key in own.keys() - weights.keys()]
+    wrong += [f"{key} is not known to the network" for key in weights.keys() - own.keys()]
+    wrong += [
+        f"{key} has shape {weights[key].shape}, {tuple(own[key].shape)} is expected"
+        for key in own.keys() & weights.keys()
+        if tuple(own[key].shape) != weights[key].shape
+    ]
+    if wrong:
+        raise ValueError(f"{len(wrong)} weights do not fit: {'; '.join(sorted(wrong)[:3])}")
+    network.load_state_dict({key: torch.from_numpy(np.array(values)) for key, values in weights.items()})
+    network.requires_grad_(False)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Each product by one thread: the cores are shared with the receivers, and a pool of threads only waits for itself."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
