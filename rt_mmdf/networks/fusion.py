@@ -138,8 +138,9 @@ class Pass(nn.Module):
         self.fine_maps = nn.Linear(n_maps, fine)
         self.fine_hidden = nn.Linear(fine, fine)
         self.fine_out = nn.Linear(fine, N_SCALES)
-        self.whole = nn.Sequential(nn.Linear(width + N_FACTS, 32), nn.GELU(), nn.Linear(32, N_WHOLE))
-        for last in (self.fine_out, self.whole[2]):  # begins as if it were not there
+        last_of_whole = nn.Linear(32, N_WHOLE)
+        self.whole = nn.Sequential(nn.Linear(width + N_FACTS, 32), nn.GELU(), last_of_whole)
+        for last in (self.fine_out, last_of_whole):  # begins as if it were not there
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
 
@@ -348,7 +349,7 @@ class FusionNetwork(SourceNetwork):
 
     # the estimate ---------------------------------------------------------------------------------------------------
 
-    def apply(self, sample: Tensor, prior: Prior, prepared: PreparedFusion) -> SourceMap:
+    def estimate(self, sample: Tensor, prior: Prior, prepared: PreparedFusion) -> SourceMap:
         """Maximum a posteriori estimate of samples; a prior of one window serves all of them."""
         both, mesh = prepared.both, prepared.mesh
         now = self._blended(sample, prior, prepared)
@@ -372,13 +373,13 @@ class FusionNetwork(SourceNetwork):
 
     def forward(self, sample: Tensor, window: Tensor | None, prepared: PreparedFusion) -> SourceMap:
         """Image samples; see `SourceNetwork.forward`."""
-        return self.apply(sample, self.prior(sample, window, prepared), prepared)
+        return self.estimate(sample, self.prior(sample, window, prepared), prepared)
 
     def loss(self, batch: Batch, prepared: PreparedFusion) -> Tensor:
         """Direction, extent, place and amount of the estimate, and the place of the prior."""
         truth = batch.dense(prepared.mesh.n_sources)
         first, second = (
-            fusion_loss(self.apply(batch.sample, prior, prepared).moments, truth, prior.logits, batch, prepared.mesh)
+            fusion_loss(self.estimate(batch.sample, prior, prepared).moments, truth, prior.logits, batch, prepared.mesh)
             for prior in self._priors(batch.sample, batch.window, prepared)
         )
         return 0.3 * first + second

@@ -1,6 +1,6 @@
 """Labelled samples made on the fly, on the device that trains: patches of cortex through a head, in its noise.
 
-Needs torch and numpy alone: scenes travel to a bare machine as arrays. Batches depend on seed and number of the step only, so
+Needs torch and numpy alone: scenes travel to a bare machine as arrays. Batches depend on seed and number of the step, so
 a run that is taken up again sees the very batches it would have seen.
 """
 
@@ -283,7 +283,7 @@ class _Draw:
 
     def _noise_window(self) -> Tensor:
         """(n, n_channels, n_times): sensors white at this rate, brain 1/f."""
-        s, scene = self.settings, self.scene
+        scene = self.scene
         raw = self.normal(self.n, self.n_times, scene.colour.shape[0])
         if scene.n_brain:
             brain = raw[:, :, -scene.n_brain :]
