@@ -184,7 +184,7 @@ def source_map(
         column, row = number % 2, number // 2
         axes = figure.add_axes((left + column * width, bottom + (1 - row) * (height + 0.005), width, height))
         axes.set_axis_off()
-        stars = {vertex: STAR for side_of, vertex in marks if side_of == hemisphere}
+        stars = [(vertex, STAR) for side_of, vertex in marks if side_of == hemisphere]
         draw_hemisphere(axes, surfaces[hemisphere], on_vertices[hemisphere], (towards, 0.0, 0.0), ramp, marks=stars)
         if row == 0:
             axes.set_title(f"{side} hemisphere", fontsize=11, color="0.15", pad=3)
@@ -217,7 +217,8 @@ def draw_hemisphere(
     camera: tuple[float, float, float],
     ramp: ColourRamp,
     *,
-    marks: Mapping[int, Mapping[str, Any]] | None = None,
+    marks: Sequence[tuple[int, Mapping[str, Any]]] = (),
+    hidden: Mapping[str, Any] | None = None,
     region: NDArray[np.bool_] | None = None,
     region_style: Mapping[str, Any] | None = None,
     pixels_per_mm: float = PIXELS_PER_MM,
@@ -228,13 +229,14 @@ def draw_hemisphere(
     ----------
     values : (n_vertices,), see `CorticalSurface.spread`
     camera : from the head to the viewer, not along z, which points upwards in the picture
-    marks : vertex to the properties of its marker, matplotlib's; drawn where they can be seen
+    marks : vertices, with the properties of their markers, matplotlib's
+    hidden : properties that change for marks that cannot be seen from there; None: those are not drawn
     region : (n_vertices,) what to draw an outline around
     region_style : properties of the outline, those of ``Axes.contour``
 
     Returns
     -------
-    Those of `marks` that can be seen.
+    Vertices of those marks that can be seen.
     """
     front = np.asarray(camera, dtype=np.float64)
     front = front / np.linalg.norm(front)
@@ -264,9 +266,10 @@ def draw_hemisphere(
     axes.imshow(np.clip(rgba, 0, 1), origin="lower", extent=extent, interpolation="antialiased")
     if region is not None and (painted[..., 3] > 0.5).any():
         axes.contour(painted[..., 3], levels=[0.5], origin="lower", extent=extent, **(region_style or {}))
-    seen = tuple(v for v in marks or () if nearest[int(at[v, 1]), int(at[v, 0])] < depth[v] + 3.0)
-    for vertex in seen:
-        axes.plot(*flat[vertex], ls="", **(marks or {})[vertex])
+    seen = tuple(v for v, _ in marks if nearest[int(at[v, 1]), int(at[v, 0])] < depth[v] + 3.0)
+    for vertex, style in marks:
+        if vertex in seen or hidden is not None:
+            axes.plot(*flat[vertex], ls="", **{**style, **({} if vertex in seen else hidden or {})})
     return seen
 
 
