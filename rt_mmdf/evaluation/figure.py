@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -158,9 +159,11 @@ def map_grid(
     """
     surfaces = _surfaces(head)
     n_views = max(len(row.views) for row in rows)
-    width, height, label_width = (1.85 if n_views == 1 else 1.35 * n_views), 1.62, 1.3
-    top, bottom = (0.95 if title else 0.55), 1.0
-    size = (label_width + width * len(columns) + 0.1, top + height * len(rows) + bottom)
+    n_lines = max(panel.caption.count("\n") + 1 for row in rows for panel in row.panels.values())
+    width, label_width, caption = (1.85 if n_views == 1 else 1.15 * n_views), 1.3, 0.1 + 0.17 * n_lines
+    height = (1.35 if n_views == 1 else 0.95) + caption
+    top, bottom = (0.95 if title else 0.55), 1.35
+    size = (max(6.5, label_width + width * len(columns) + 0.1), top + height * len(rows) + bottom)
     figure = Figure(figsize=size, dpi=110, facecolor="white")
     FigureCanvasAgg(figure)
 
@@ -172,19 +175,19 @@ def map_grid(
         figure.text(x, y, column, ha="center", va="bottom", fontsize=12, weight="bold", color="0.1")
     for r, row in enumerate(rows):
         y0 = top + r * height
-        x, y, *_ = place(0.12, y0 + 0.5 * (height - 0.25), 0, 0)
+        x, y, *_ = place(0.12, y0 + 0.5 * (height - caption), 0, 0)
         figure.text(x, y, row.label, ha="left", va="center", fontsize=11, color="0.1", linespacing=1.35)
         for c, column in enumerate(columns):
             if (panel := row.panels.get(column)) is None:
                 continue
             x0 = label_width + c * width
             boxes = [
-                place(x0 + 0.03 + i * width / len(row.views), y0, width / len(row.views) - 0.06, height - 0.27)
+                place(x0 + 0.03 + i * width / len(row.views), y0, width / len(row.views) - 0.06, height - caption)
                 for i in range(len(row.views))
             ]
             elsewhere = _draw_panel([figure.add_axes(box) for box in boxes], surfaces, row, panel, signed)
             colour = {None: "0.1", True: INSIDE, False: OUTSIDE}[panel.right]
-            x, y, *_ = place(x0 + width / 2, y0 + height - 0.245, 0, 0)
+            x, y, *_ = place(x0 + width / 2, y0 + height - caption + 0.025, 0, 0)
             said = f"{panel.caption}, peak elsewhere" if elsewhere and panel.caption else panel.caption
             figure.text(x, y, said, ha="center", va="top", fontsize=10, color=colour)
     if title:
@@ -228,11 +231,11 @@ def _draw_panel(
 
 
 def _draw_legend(figure: Figure, size: tuple[float, float], signed: bool, stars: bool, note: str) -> None:
-    """Colours, marks and the note, in the inch below the maps."""
+    """Colours, marks and the note, in the space below the maps."""
     ramp = ColourRamp(0.35, 0.55, 1.0, signed)
     start = -1.0 if signed else 0.0
     rgb, opacity = ramp.colours(np.linspace(start, 1.0, 512))
-    bar_axes = figure.add_axes((1.15 / size[0], 0.62 / size[1], 2.6 / size[0], 0.13 / size[1]))
+    bar_axes = figure.add_axes((0.5 / size[0], 1.0 / size[1], 2.6 / size[0], 0.13 / size[1]))
     over_grey = BAR_GREY * (1 - opacity[:, None]) + rgb * opacity[:, None]
     bar = figure.colorbar(
         ScalarMappable(Normalize(start, 1.0), ListedColormap(over_grey)), cax=bar_axes, orientation="horizontal"
@@ -244,10 +247,12 @@ def _draw_legend(figure: Figure, size: tuple[float, float], signed: bool, stars:
     marks = [Line2D([], [], ls="", label="peak of the map (hollow: out of sight)", **PEAK)]
     if stars:
         marks.insert(0, Line2D([], [], ls="", label="centre of the true patch", **SMALL_STAR))
-    at = (4.0 / size[0], 0.69 / size[1])
-    figure.legend(handles=marks, loc="center left", bbox_to_anchor=at, ncols=2, frameon=False, fontsize=10)
+    at = (3.4 / size[0], 0.95 / size[1])
+    n_columns = 2 if size[0] > 9 else 1
+    figure.legend(handles=marks, loc="center left", bbox_to_anchor=at, ncols=n_columns, frameon=False, fontsize=10)
     if note:
-        figure.text(4.1 / size[0], 0.3 / size[1], note, ha="left", va="center", fontsize=10, color="0.25")
+        note = textwrap.fill(note, int(11.5 * (size[0] - 0.4)))
+        figure.text(0.5, 0.1 / size[1], note, ha="center", va="bottom", fontsize=10, color="0.25", linespacing=1.3)
 
 
 def _surfaces(head: HeadModel) -> tuple[CorticalSurface, CorticalSurface]:
