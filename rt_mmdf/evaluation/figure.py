@@ -50,6 +50,8 @@ STYLES: Mapping[str, Mapping[str, Any]] = {
     "sLORETA": {"color": "0.15", "marker": "*", "ls": "-"},
     "eLORETA": {"color": "0.15", "marker": "1", "ls": "--"},
     "LCMV": {"color": "0.60", "marker": ".", "ls": ":"},
+    "sLORETA-eeg": {"color": "0.15", "marker": "<", "ls": ":"},
+    "sLORETA-meg": {"color": "0.15", "marker": ">", "ls": ":"},
 }
 SPARE_COLOURS = ("#E69F00", "#8C6D31", "#7B4173")
 AXIS_LABELS = {

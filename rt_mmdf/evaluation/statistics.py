@@ -373,7 +373,7 @@ def _fusion_verdicts(results: CaseResults, rows: list[str]) -> tuple[Verdict, ..
         chosen = [c for c in areas if _patches(c.cell)]
         found.append(_judged(FUSION, f"higher mean auc than every other row {where} {proven}", chosen, ""))
     if "emd_mm" in results.values:
-        moved = compare(results, "emd_mm", FUSION, others=[row for row in others if row in CLASSICAL])
+        moved = compare(results, "emd_mm", FUSION, others=[row for row in others if is_classical(row)])
         chosen = [c for c in moved if _patches(c.cell)]
         claim = f"lower mean emd_mm than every classical row {where}"
         found.append(_judged(FUSION, claim, chosen, "mm", passes=lambda c: c.in_favour))
@@ -385,6 +385,11 @@ def _fusion_verdicts(results: CaseResults, rows: list[str]) -> tuple[Verdict, ..
     found.append(_judged(FUSION, claim, chosen, "mm²", passes=lambda c: c.in_favour))
     found += _within(results, "amplitude_ratio", 0.7, 1.3, lambda cell: cell[2] == 10, "at 10 dB")
     return tuple(found)
+
+
+def is_classical(row: str) -> bool:
+    """Whether a row is a classical inverse, of all channels or of one modality (``sLORETA-eeg``)."""
+    return row.split("-")[0] in CLASSICAL
 
 
 def _patches(cell: Cell) -> bool:
