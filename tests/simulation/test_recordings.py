@@ -11,7 +11,15 @@ from scipy.signal import butter, sosfilt
 from rt_mmdf.core.errors import NoiseCovarianceError, SinkError
 from rt_mmdf.headmodel.template import build_template
 from rt_mmdf.metrics.localisation import snr_db
-from rt_mmdf.simulation.recordings import N_ICO4, PLACES, SimulationSettings, simulate_recording, write_recording
+from rt_mmdf.simulation.recordings import (
+    LEAST_RATIO,
+    N_ICO4,
+    PLACES,
+    SEPARATION_MM,
+    SimulationSettings,
+    simulate_recording,
+    write_recording,
+)
 from rt_mmdf.simulation.sources import fsaverage5_cortex
 from rt_mmdf.simulation.truth import Truth, load_truth, truth_path
 
@@ -179,8 +187,60 @@ def test_recording_and_truth_come_back_from_disk(simulated: Simulated, tmp_path:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"active_s": 2.0}, {"rest_s": 60.0}, {"band_hz": (40.0, 1.0)}, {"sfreq": 1.0}, {"speed": 3}]
+    "wrong",
+    [
+        {"active_s": 2.0},
+        {"rest_s": 60.0},
+        {"band_hz": (40.0, 1.0)},
+        {"sfreq": 1.0},
+        {"speed": 3},
+        {"order": 5},
+        {"order": 1, "radius_mm": 5.0},
+        {"n_sources": 4},
+        {"n_sources": 3, "n_places": 2},
+        {"course": "spike"},
+    ],
 )
 def test_settings_that_make_no_sense_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         SimulationSettings.model_validate(wrong)
+
+
+def test_several_sources_reach_the_snr_together_and_lie_apart() -> None:
+    settings = SimulationSettings(duration_s=6.0, rest_s=1.0, n_sources=2, course="pink", seed=2)
+    raw, truth = simulate_recording(settings)
+    sos = butter(4, settings.band_hz, "bandpass", fs=1000, output="sos")
+    matrix, rank = truth.whitener(truth.ch_names, lambda x: np.asarray(sosfilt(sos, x, axis=1)))
+    for first, second in zip(truth.events[::2], truth.events[1::2], strict=True):
+        assert first.onset_s == second.onset_s
+        assert np.linalg.norm(truth.centres_mm[first.source] - truth.centres_mm[second.source]) > SEPARATION_MM
+        span = slice(round(first.onset_s * 1000), round((first.onset_s + 0.7) * 1000))
+        field = matrix @ (truth.fields.T @ truth.moments[:, span])
+        power = np.sum(field**2, axis=0).max() / rank
+        assert 10 * np.log10(power) == pytest.approx(settings.snr_db, abs=0.5)
+        ratio = np.abs(truth.moments[second.source, span]).max() / np.abs(truth.moments[first.source, span]).max()
+        assert LEAST_RATIO <= ratio <= 1
+    codes = mne.find_events(raw, initial_event=True, verbose="ERROR")[:, 2] - 1
+    assert codes.tolist() == [event.source for event in truth.events[::2]]
+    assert {event.kind for event in truth.events} == {"pink"}
+
+
+def test_random_places_lie_apart_and_orders_are_those_of_an_ico4_mesh() -> None:
+    settings = SimulationSettings(duration_s=5.0, n_places=3, n_sources=3, order=1, n_brain_sources=10, seed=5)
+    _, truth = simulate_recording(settings)
+    assert truth.source_names == ("place 1", "place 2", "place 3")
+    gaps = np.linalg.norm(truth.centres_mm[:, None] - truth.centres_mm, axis=2)[np.triu_indices(3, 1)]
+    assert gaps.min() >= SEPARATION_MM
+    assert [len(vertices) for vertices in truth.vertices] == [19, 19, 19]  # two rings of ico-5 are one of ico-4
+
+
+def test_a_varied_head_is_not_the_one_that_the_recording_describes() -> None:
+    plain = SimulationSettings(duration_s=5.0, order=0, n_brain_sources=10, conductivity=(0.33, 0.0042, 0.43))
+    raw, truth = simulate_recording(plain)
+    raw_varied, truth_varied = simulate_recording(plain.model_copy(update={"vary_head": True}))
+    assert truth_varied.recipe["true_conductivity"] == [0.33, 0.0042, 0.43]
+    for one, other in zip(raw.info["chs"], raw_varied.info["chs"], strict=True):
+        np.testing.assert_array_equal(one["loc"], other["loc"])
+    np.testing.assert_array_equal(raw.info["dev_head_t"]["trans"], raw_varied.info["dev_head_t"]["trans"])
+    change = np.linalg.norm(truth_varied.fields - truth.fields) / np.linalg.norm(truth.fields)
+    assert 0.05 < change < 0.8
