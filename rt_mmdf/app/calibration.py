@@ -57,7 +57,7 @@ def calibrate(
     """
     clock, wake = transport.clock, Signal()
     with ExitStack() as resources:
-        channels = survey_streams(settings, transport)
+        channels, _ = survey_streams(settings, transport)
         intake = Intake.subscribe(settings, transport, channels, wake, resources)
         cleaning = Cleaning(settings.preprocessing, intake.sfreq)
         estimator = NoiseCovarianceEstimator(intake.aligner.channels)

@@ -7,6 +7,8 @@ No thread and no waiting: the same object runs live, over memory with a manual c
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -38,6 +40,8 @@ class Chain:
         Samples (after decimation) that the solver sees; the newest of them are imaged.
     clock : Clock
         Read between the stages, for the stamps of each estimate.
+    observe : callable | None
+        Given every cleaned block when its estimate is out, for solvers that adapt to the data.
     """
 
     def __init__(
@@ -51,6 +55,7 @@ class Chain:
         unit: str,
         window: int,
         clock: Clock,
+        observe: Callable[[SensorBlock], None] | None = None,
     ) -> None:
         self.cleaning = Cleaning(settings, sfreq)
         self._whitening = Whitening(switch)
@@ -58,6 +63,8 @@ class Chain:
         self._n_sources = n_sources
         self._unit = unit
         self._clock = clock
+        self._observe = observe
+        self._cleaned: SensorBlock | None = None
         self._hop = 0
         self.flag_counts = dict.fromkeys(Flag, 0)
 
@@ -65,6 +72,7 @@ class Chain:
         """Preprocess a hop and image it; filters and window must see every hop, the solver need not (``image=False``)."""
         aligned = self._clock.now()
         block = self.cleaning.clean(hop.block)
+        self._cleaned = block
         self._count_flags(block)
         number = self._hop
         self._hop += 1
@@ -84,8 +92,10 @@ class Chain:
         return SourceEstimate(data, block.times, flags, block.first, number, self._unit, stamps)
 
     def inspect(self, hop: AlignedHop) -> None:
-        """Look for bad channels, when the estimate of the hop is out."""
+        """Look for bad channels, and let an adaptive solver see the hop, when its estimate is out."""
         self.cleaning.inspect(hop.block)
+        if self._observe is not None and self._cleaned is not None:
+            self._observe(self._cleaned)
 
     def _image(self, block: SensorBlock, image: bool) -> tuple[Float32, NDArray[np.uint32]]:
         runs = self._whitening(block)

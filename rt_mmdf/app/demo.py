@@ -11,11 +11,12 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import mne
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import model_validator
 from scipy.signal import sosfilt
 
 from rt_mmdf.acquisition.recording import read_recording
@@ -34,7 +35,8 @@ from rt_mmdf.preprocessing.filters import CausalFilter
 from rt_mmdf.simulation.recordings import SimulationSettings, simulate_recording, write_recording
 from rt_mmdf.simulation.truth import Score, Truth, score
 from rt_mmdf.sinks.figure import save_figure, source_map, surface_of
-from rt_mmdf.solvers.linear import Method
+from rt_mmdf.solvers.artefact import default_model, find_model, load_artefact
+from rt_mmdf.solvers.linear import LiveMethod
 
 EEG_RATE, EEG_CHUNK, MEG_CHUNK = 500.0, 5, 10  # of the simulated systems; MEG comes at the 1000 Hz of the simulation
 EEG_DRIFT_PPM = 80.0  # of the simulated EEG amplifier's crystal: two systems never sample by one clock
@@ -42,24 +44,38 @@ REST_S = 40.0  # of noise without activations, for the noise covariance: 100 sam
 KEPT_S = 2.0  # of full estimates, for the picture at the end
 UNUSABLE = np.uint32(Flag.INVALID | Flag.EEG_MISSING | Flag.MEG_MISSING | Flag.OPERATOR_PENDING)
 REPLAY_END_S = 10.0
+FALLBACK: LiveMethod = "sLORETA"  # where no model is at hand
 
 
 class DemoSettings(Settings):
     """What is demonstrated.
 
+    model : name or folder of a trained model; `method`: a classical inverse. None of both: the best model that ships
     recording : file to replay; None: a simulated one with known sources
     head : folder of a head model for `recording`; None: the template
     noise_cov : noise covariance for `recording`; None: ad hoc by channel type
     """
 
     seconds: float = 30.0
-    method: Method = "sLORETA"
+    model: str | None = None
+    method: LiveMethod | None = None
     recording: Path | None = None
     head: Path | None = None
     noise_cov: Path | None = None
     out: Path = Path("rt-mmdf-demo")
     seed: int = SimulationSettings().seed
     spacing: Literal["ico3", "ico4"] = "ico4"
+
+    @model_validator(mode="after")
+    def _one_solver(self) -> Self:
+        if self.model is not None and self.method is not None:
+            raise ValueError(f"model = {self.model!r} and method = {self.method!r}: one of them is expected")
+        return self
+
+    def solver(self) -> dict[str, str]:
+        """The section [solver] of the session."""
+        model = self.model if self.model is not None or self.method is not None else default_model()
+        return {"model": model} if model is not None else {"method": self.method or FALLBACK}
 
 
 @dataclass(frozen=True)
@@ -154,10 +170,12 @@ def _material(settings: DemoSettings, prefix: str, report: Progress) -> tuple[Tr
         "name": prefix,
         "acquisition": {m.value: {"name": f"{prefix}-{m.upper()}", "resolve_timeout_s": 60.0} for m in Modality},
         "preprocessing": {"filters": {"band_pass": {"low_hz": 1.0, "high_hz": 40.0}}},
-        "solver": {"method": settings.method},
+        "solver": (solver := settings.solver()),
         "head": {"spacing": settings.spacing} if settings.head is None else {"folder": settings.head},
         "start_timeout_s": 60.0,
     }
+    # a model that knows one head and one noise brings them
+    bound = "model" in solver and not load_artefact(find_model(solver["model"])).head_free
     if settings.recording is not None:
         report(f"reading {settings.recording.name}", 0.0)
         infos = {m: raw.info for m, raw in read_recording(settings.recording).sensors.items()}
@@ -169,6 +187,8 @@ def _material(settings: DemoSettings, prefix: str, report: Progress) -> tuple[Tr
             content["noise"] = {"file": settings.noise_cov}
         if settings.head is None:
             content["head"]["recording"] = settings.recording
+        if bound and settings.head is None:
+            del content["head"]
         return None, settings.recording, validate_settings(content, SessionSettings, where="demo")
     report("simulating a recording", 0.0)
     simulation = SimulationSettings(seed=settings.seed, duration_s=settings.seconds + 5.0)
@@ -177,7 +197,11 @@ def _material(settings: DemoSettings, prefix: str, report: Progress) -> tuple[Tr
     write_recording(raw, truth, recording)
     noise_file = settings.out / "demo-cov.fif"
     report("measuring the noise", 0.6)
-    config = validate_settings({**content, "noise": {"file": noise_file}}, SessionSettings, where="demo")
+    if bound:
+        del content["head"]
+    else:
+        content["noise"] = {"file": noise_file}
+    config = validate_settings(content, SessionSettings, where="demo")
     save_noise_cov(_measured_noise(simulation, config), noise_file)
     return truth, recording, config
 
@@ -347,10 +371,8 @@ def _draw(
     picture: Path, head: HeadModel, values: Float64, session: Session, title: str, marks: list[tuple[int, int]] | None = None
 ) -> None:
     left, right = (surface_of(hemisphere) for hemisphere in head.hemispheres)
-    solver = session.imaging.solver
+    name, unit = session.imaging.solver_name, session.imaging.solver.unit
     save_figure(
-        source_map(
-            (left, right), values, unit=solver.unit or solver.method, title=f"{solver.method}: {title}", marks=marks or ()
-        ),
+        source_map((left, right), values, unit=unit or name, title=f"{name}: {title}", marks=marks or ()),
         picture,
     )

@@ -41,10 +41,11 @@ class Engine:
         self.intake = intake
         self._clock = clock
         self._budget_s = settings.budget_ms * 1e-3
-        n_samples = intake.hop // settings.preprocessing.decimate
+        hop = intake.hop // settings.preprocessing.decimate
         self.sfreq = intake.sfreq / settings.preprocessing.decimate
+        n_samples = imaging.window_length(hop)
         if settings.window_ms is not None:
-            n_samples = max(n_samples, round(settings.window_ms * 1e-3 * self.sfreq))
+            n_samples = max(hop, round(settings.window_ms * 1e-3 * self.sfreq))
         self.chain = Chain(
             intake.aligner.channels,
             settings.preprocessing,
@@ -54,6 +55,7 @@ class Engine:
             unit=imaging.solver.unit,
             window=n_samples,
             clock=clock,
+            observe=imaging.data_cov,
         )
         self.counts = EngineCounts()
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import mne
 
+from rt_mmdf.app.intake import grid_rate
 from rt_mmdf.app.settings import HeadSettings, SessionSettings
-from rt_mmdf.core.channels import Channels, ChannelType
+from rt_mmdf.core.channels import Channels, ChannelType, Modality
 from rt_mmdf.core.errors import ConfigurationError, HeadModelError, RecordingError
 from rt_mmdf.headmodel.head import HeadModel, load_head
 from rt_mmdf.headmodel.noise import ad_hoc_noise_cov, read_noise_cov, regularised
@@ -17,9 +19,14 @@ from rt_mmdf.headmodel.template import build_template
 from rt_mmdf.headmodel.whitener import imaging_info
 from rt_mmdf.preprocessing.projectors import make_projectors
 from rt_mmdf.preprocessing.whitening import OperatorKey
+from rt_mmdf.solvers.artefact import ORIENTATION, Artefact, find_model, load_artefact
 from rt_mmdf.solvers.interface import Operator
+from rt_mmdf.solvers.lcmv import DataCovariance
 from rt_mmdf.solvers.linear import SolverSettings
-from rt_mmdf.solvers.operators import build_operator
+from rt_mmdf.solvers.operators import build_beamformer, build_operator
+
+if TYPE_CHECKING:
+    from rt_mmdf.solvers.network import TrainedNetwork
 
 logger = logging.getLogger(__name__)
 
@@ -28,10 +35,12 @@ Progress = Callable[[str, float], None]
 
 @dataclass(frozen=True)
 class Imaging:
-    """Everything that operators are built from. Nothing in it changes, so any thread may build.
+    """Everything that operators are built from. Nothing in it changes but the data covariance, so any thread may build.
 
     channels : those that stream and that the head covers
     not_imaged : names of streaming EEG and MEG channels that the head lacks
+    model : the trained network, where one is imaged with
+    data_cov : running covariance of the data, for LCMV
     """
 
     head: HeadModel
@@ -41,17 +50,33 @@ class Imaging:
     projectors: tuple[mne.Projection, ...]
     solver: SolverSettings
     bads: tuple[str, ...]
+    model: TrainedNetwork | None = None
+    data_cov: DataCovariance | None = None
 
     @classmethod
-    def prepare(cls, settings: SessionSettings, streaming: Channels, progress: Progress | None = None) -> Imaging:
+    def prepare(
+        cls,
+        settings: SessionSettings,
+        streaming: Channels,
+        progress: Progress | None = None,
+        rates: Mapping[Modality, float] | None = None,
+    ) -> Imaging:
         """Load or build what the configuration names, for the EEG and MEG channels that stream.
+
+        Parameters
+        ----------
+        rates : of the streams, Hz; for solvers that look at more than one sample
 
         Raises
         ------
-        ConfigurationError, HeadModelError, NoiseCovarianceError
+        ConfigurationError, HeadModelError, NoiseCovarianceError, ArtefactError
             Something cannot be read or does not fit the channels.
         """
-        head = load_or_build_head(settings.head, streaming, progress).named_like(streaming.names)
+        artefact = None
+        if settings.solver.model is not None:
+            artefact = load_artefact(find_model(settings.solver.model))
+            artefact.check_channels(streaming)
+        head = _head_of_session(settings, artefact, streaming, progress).named_like(streaming.names)
         not_imaged = head.missing(streaming.names)
         channels = streaming.pick([i for i, name in enumerate(streaming.names) if name not in set(not_imaged)])
         if len(channels) == 0:
@@ -83,14 +108,55 @@ class Imaging:
                 f"preprocessing.bads: {', '.join(unknown)} are not among the {len(streaming)} channels that stream "
                 f"({', '.join(streaming.names[:3])}, ...). Correct the names, or take them out."
             )
-        projectors = make_projectors(channels, _read_projections(settings), settings.preprocessing.average_reference)
         good = [name for name in channels.names if name not in bads]
-        if settings.noise.file is None:
+        own = None if artefact is None else _noise_of_model(settings, artefact, head, channels)
+        ssp = _read_projections(settings) or ([] if own is None else list(own["projs"]))
+        projectors = make_projectors(channels, ssp, settings.preprocessing.average_reference)
+        if own is not None:
+            noise_cov = own
+        elif settings.noise.file is None:
             noise_cov = ad_hoc_noise_cov(channels)
         else:
             measured = read_noise_cov(settings.noise.file, good)
             noise_cov = regularised(measured, imaging_info(head.info, good, projectors), settings.noise.regularisation)
-        return cls(head, channels, not_imaged, noise_cov, tuple(projectors), settings.solver, bads)
+        model = data_cov = None
+        if artefact is not None or settings.solver.method == "LCMV":
+            sfreq = grid_rate(settings, ((rates or {})[m] for m in channels.modalities)) / settings.preprocessing.decimate
+            if artefact is not None:
+                model = _trained_network(settings, artefact, head, channels, noise_cov, projectors, sfreq)
+            else:
+                data_cov = DataCovariance(channels, settings.solver.lcmv, sfreq)
+        return cls(head, channels, not_imaged, noise_cov, tuple(projectors), settings.solver, bads, model, data_cov)
+
+    @property
+    def solver_name(self) -> str:
+        """Of the model, or of the classical inverse."""
+        return self.solver.method if self.model is None else self.model.artefact.name
+
+    @property
+    def orientation(self) -> str:
+        """Of the sources, in words."""
+        if self.model is not None or self.solver.orientation == "fixed":
+            return ORIENTATION
+        return f"loose {self.solver.loose:g}, pooled"
+
+    @property
+    def model_facts(self) -> dict[str, Any] | None:
+        """What identifies the model, where one is imaged with."""
+        if self.model is None:
+            return None
+        artefact = self.model.artefact
+        return {
+            "name": artefact.name,
+            "network": artefact.kind,
+            "weights": artefact.n_weights,
+            "weights_sha256": artefact.weights_sha256,
+            "folder": str(artefact.folder),
+        }
+
+    def window_length(self, hop: int) -> int:
+        """Samples that the solver wants to see when `hop` are imaged at once."""
+        return hop if self.model is None else self.model.window_length(hop)
 
     def full_key(self) -> OperatorKey:
         """What is imaged with when all modalities are there and no channel has gone bad."""
@@ -101,9 +167,119 @@ class Imaging:
         modalities = self.channels.modalities
         return [OperatorKey.of(self.channels, self.bads, (m,)) for m in modalities if len(modalities) > 1]
 
-    def build(self, key: OperatorKey) -> Operator:
-        """Whitener and solver for one set of channels; SolverError or NoiseCovarianceError where there can be none."""
+    def build(self, key: OperatorKey) -> Operator | None:
+        """Whitener and solver for one set of channels; SolverError or NoiseCovarianceError where there can be none.
+
+        None: there will be one, when there are data enough.
+        """
+        if self.model is not None:
+            return self.model.build_operator(key.bads, key.missing)
+        if self.data_cov is not None:
+            if (known := self.data_cov.covariance(key.missing)) is None:
+                return None
+            return build_beamformer(
+                self.head, self.channels, self.noise_cov, known[0], self.projectors, self.solver, key.bads, key.missing
+            )
         return build_operator(self.head, self.channels, self.noise_cov, self.projectors, self.solver, key.bads, key.missing)
+
+
+def _head_of_session(
+    settings: SessionSettings, artefact: Artefact | None, streaming: Channels, progress: Progress | None
+) -> HeadModel:
+    """The head of the configuration; without one, that of the model."""
+    if artefact is None:
+        return load_or_build_head(settings.head, streaming, progress)
+    if "head" not in settings.model_fields_set:
+        logger.info("no [head] is configured: the head of model %r is used (%s)", artefact.name, artefact.head_name)
+        return artefact.load_head(progress)
+    head = load_or_build_head(settings.head, streaming, progress)
+    if artefact.head_free:
+        return head
+    artefact.check_head(head)
+    return artefact.load_head(progress)  # the same, its channels in the order in which the network knows them
+
+
+def _noise_of_model(
+    settings: SessionSettings, artefact: Artefact, head: HeadModel, channels: Channels
+) -> mne.Covariance | None:
+    """Noise covariance of the model with its projectors, by the names of the channels; None where it is not to be used."""
+    configured = {"noise.file": settings.noise.file, "preprocessing.projections": settings.preprocessing.projections}
+    given = [key for key, path in configured.items() if path is not None]
+    if given and not artefact.head_free:
+        raise ConfigurationError(
+            f"{' and '.join(given)}: model {artefact.name!r} sees the sensors through the whitener that it was trained "
+            "with, and no other. Leave it out, take a model for any noise (its card says so), or train one with this noise: "
+            "rt-mmdf train --help"
+        )
+    if settings.noise.file is not None:
+        return None
+    own = artefact.noise_cov.copy()
+    wanted = {name.replace(" ", ""): name for name in head.ch_names}
+    names = {name: wanted.get(name.replace(" ", ""), name) for name in own["names"]}
+    own["names"] = [names[name] for name in own["names"]]
+    for proj in own["projs"]:
+        proj["data"]["col_names"] = [names.get(name, name) for name in proj["data"]["col_names"]]
+    if lacking := [name for name in channels.names if name not in set(own["names"])]:
+        logger.warning(
+            "no noise covariance is configured, and that of model %r lacks %d of the %d channels (%s): typical noise "
+            "of each channel type is assumed. Measure it: rt-mmdf calibrate",
+            artefact.name,
+            len(lacking),
+            len(channels),
+            ", ".join(lacking[:5]),
+        )
+        return None
+    if artefact.head_free:
+        logger.warning(
+            "no noise covariance is configured: that of model %r is used, which knows nothing of this room. Measure it: "
+            "rt-mmdf calibrate",
+            artefact.name,
+        )
+    else:
+        logger.info("the noise covariance of model %r is used", artefact.name)
+    return own
+
+
+def _trained_network(
+    settings: SessionSettings,
+    artefact: Artefact,
+    head: HeadModel,
+    channels: Channels,
+    noise_cov: mne.Covariance,
+    projectors: list[mne.Projection],
+    sfreq: float,
+) -> TrainedNetwork:
+    band, window_sfreq = settings.preprocessing.filters.band_pass, artefact.window_sfreq
+    if artefact.n_times > 1 and (band.high_hz is None or band.high_hz > window_sfreq / 2):
+        seen = "none" if band.high_hz is None else f"{band.high_hz:g}"
+        raise ConfigurationError(
+            f"preprocessing.filters.band_pass.high_hz = {seen}: model {artefact.name!r} looks at a window of "
+            f"{window_sfreq:g} Hz, in which higher frequencies fold back; at most {window_sfreq / 2:g} is expected. "
+            + ("Lower it." if artefact.high_hz is None else f"It was trained up to {artefact.high_hz:g}: set that.")
+        )
+    if (band.low_hz, band.high_hz) != (artefact.low_hz, artefact.high_hz):
+        logger.warning(
+            "model %r was trained on %s to %s Hz; the filters pass %s to %s Hz",
+            artefact.name,
+            *(f"{edge:g}" if edge is not None else "any" for edge in (artefact.low_hz, artefact.high_hz)),
+            *(f"{edge:g}" if edge is not None else "any" for edge in (band.low_hz, band.high_hz)),
+        )
+    if artefact.n_times > 1 and sfreq < 0.7 * window_sfreq:
+        logger.warning(
+            "model %r looks at a window of %g Hz; the streams have %g Hz only", artefact.name, window_sfreq, sfreq
+        )
+    from rt_mmdf.solvers.network import TrainedNetwork  # imports torch, which a classical solver has no need of
+
+    return TrainedNetwork(
+        artefact,
+        head,
+        channels,
+        noise_cov,
+        projectors,
+        bads=settings.preprocessing.bads,
+        sfreq=sfreq,
+        refresh_ms=settings.solver.refresh_ms,
+    )
 
 
 def load_or_build_head(settings: HeadSettings, streaming: Channels, progress: Progress | None = None) -> HeadModel:

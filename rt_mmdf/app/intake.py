@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 
 import numpy as np
@@ -23,8 +23,8 @@ from rt_mmdf.runtime.worker import Worker
 LOOK_ANYWAY_S = 0.02  # clocks go on, and a stream that has gone silent is given up, even when nothing can be made
 
 
-def survey_streams(settings: SessionSettings, transport: Transport) -> Channels:
-    """Look at all configured streams without subscribing: their EEG and MEG channels, EEG first.
+def survey_streams(settings: SessionSettings, transport: Transport) -> tuple[Channels, dict[Modality, float]]:
+    """Look at all configured streams without subscribing: their EEG and MEG channels, EEG first, and their rates in Hz.
 
     Raises
     ------
@@ -32,6 +32,7 @@ def survey_streams(settings: SessionSettings, transport: Transport) -> Channels:
         A stream is missing, ambiguous, cannot be interpreted, or has no channels of its modality.
     """
     streaming: Channels | None = None
+    rates: dict[Modality, float] = {}
     for modality in (m for m in Modality if m in settings.acquisition):
         stream, channels = survey(transport, settings.acquisition[modality], modality.value)
         if modality not in channels.modalities:
@@ -42,8 +43,14 @@ def survey_streams(settings: SessionSettings, transport: Transport) -> Channels:
             )
         own = channels.pick(channels.of_modality(modality))  # one stream may carry both, and be configured for both
         streaming = own if streaming is None else streaming + own
+        rates[modality] = stream.sfreq
     assert streaming is not None, "settings hold at least one stream"
-    return streaming
+    return streaming, rates
+
+
+def grid_rate(settings: SessionSettings, rates: Iterable[float]) -> float:
+    """Rate of the common grid for streams of these rates, Hz: the one of the configuration, or the highest."""
+    return settings.alignment.sfreq or max(rates)
 
 
 class Intake:
@@ -89,7 +96,7 @@ class Intake:
             StreamSpec(m, receiver.channels.pick(self._rows[m]), receiver.sfreq, receiver.settings.stamps)
             for m, receiver in self._in_use.items()
         ]
-        self.sfreq = settings.alignment.sfreq or max(spec.sfreq for spec in specs)
+        self.sfreq = grid_rate(settings, (spec.sfreq for spec in specs))
         decimate = settings.preprocessing.decimate
         self.hop = max(1, round(settings.hop_ms * 1e-3 * self.sfreq / decimate)) * decimate
         self.aligner = Aligner(specs, settings.alignment, self.hop, keep_map=keep_map)

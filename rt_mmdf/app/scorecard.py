@@ -171,7 +171,7 @@ def _not_written(what: str, path: Path, error: OSError) -> SinkError:
 def versions(liblsl: str) -> dict[str, str]:
     """Versions of what decides the figures; `liblsl` comes from whoever loaded the library."""
     found = {"rt_mmdf": rt_mmdf.__version__, "python": platform.python_version()}
-    for name in ("mne", "mne_lsl", "numpy", "scipy"):
+    for name in ("mne", "mne_lsl", "numpy", "scipy", "torch"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
@@ -201,7 +201,8 @@ def _render(card: Scorecard) -> RenderableType:
     table.add_column(style="dim")
     budget = card.extra.get("budget_ms")
     imaged = f"{card.estimates} of {card.hops} hops"
-    table.add_row("imaged", imaged, f"{card.solver}, {card.n_channels} channels to {card.n_sources} sources")
+    solver = f"{card.solver} in A m" if card.extra.get("unit") == "A m" else card.solver
+    table.add_row("imaged", imaged, f"{solver}, {card.n_channels} channels to {card.n_sources} sources")
     table.add_row(
         "deadlines missed",
         _count(card.missed_deadlines),

@@ -96,17 +96,24 @@ class Session:
             self._resources.enter_context(quick_handover())
             report("looking for the streams", 0.0)
             _refuse_a_taken_name(settings.name, transport)
-            streaming = survey_streams(settings, transport)
+            streaming, rates = survey_streams(settings, transport)
             if len(streaming.modalities) == 1:
                 logger.warning(
                     "imaging from %s alone: the other modality is not configured", streaming.modalities[0].upper()
                 )
             report("preparing the head", 0.1)
-            self.imaging = Imaging.prepare(settings, streaming, progress)
-            report(f"building {settings.solver.method}", 0.6)
+            if settings.solver.model is not None:
+                from rt_mmdf.backends.torch_backend import one_thread  # imports torch
+
+                self._resources.enter_context(one_thread())
+            self.imaging = Imaging.prepare(settings, streaming, progress, rates)
+            report(f"building {self.imaging.solver_name}", 0.6)
             self.switch = OperatorSwitch(self._wanted.put)
             first = self.imaging.full_key()
-            self.switch.offer(first, self.imaging.build(first))
+            if (operator := self.imaging.build(first)) is not None:
+                self.switch.offer(first, operator)
+            if self.imaging.data_cov is not None:
+                self.imaging.data_cov.on_refresh = self._want_newer_operator
             for key in self.imaging.keys_in_advance():  # wanted from one moment to the next when a stream stalls
                 self._offer_operator(key)
             report("subscribing", 0.8)  # last, so that nothing waits in buffers meanwhile
@@ -121,7 +128,8 @@ class Session:
             self.health = self._resources.enter_context(HealthOutlet(transport, f"{settings.name}-health"))
             self.files = None
             if settings.output.files is not None:
-                self.files = StcFiles(settings.output.files, self.sources, self.engine.sfreq, self._wake.ring)
+                name = self.imaging.solver_name
+                self.files = StcFiles(settings.output.files, self.sources, self.engine.sfreq, self._wake.ring, solver=name)
             report("ready", 1.0)
         except BaseException:
             self._resources.close()
@@ -134,7 +142,7 @@ class Session:
         self._mean_load: ProcessUsage | None = None
 
     def _open_outlets(self) -> EstimateOutlets:
-        head, solver = self.imaging.head, self.imaging.solver
+        head, imaging = self.imaging.head, self.imaging
         band = self.settings.preprocessing.filters.band_pass
         centre = math.sqrt((band.low_hz or 1.0) * (band.high_hz or 40.0))
         self.sources = SourceSpaceDescription(
@@ -144,9 +152,10 @@ class Session:
             head.source_positions_mm,
             "MNI305" if head.kind == "template" else "MRI (surface RAS)",
         )
-        orientation = "fixed, normal to cortex" if solver.orientation == "fixed" else f"loose {solver.loose:g}, pooled"
         self.filter_delay_ms = 1e3 * float(self.engine.chain.cleaning.filter.group_delay(centre)[0])
-        described = EstimateDescription(solver.method, solver.unit, orientation, self.engine.sfreq, self.filter_delay_ms)
+        described = EstimateDescription(
+            imaging.solver_name, imaging.solver.unit, imaging.orientation, self.engine.sfreq, self.filter_delay_ms
+        )
         return EstimateOutlets(
             self._transport, f"{self.settings.name}-sources", self.sources, described, self.settings.output.estimates
         )
@@ -174,7 +183,11 @@ class Session:
         if self.files is not None:
             self.files.check()
         waited = self._clock.now() - self._started
-        if math.isnan(self._first_estimate) and waited > self.settings.start_timeout_s:
+        patience = self.settings.start_timeout_s
+        if self.imaging.data_cov is not None:  # the beamformer waits for data, and these for the filters
+            lcmv = self.settings.solver.lcmv
+            patience += lcmv.least_s + lcmv.refresh_s + self.settings.preprocessing.filters.max_settling_s
+        if math.isnan(self._first_estimate) and waited > patience:
             raise StreamError(f"no estimate after {waited:.0f} s: {self.intake.what_is_missing()}")
 
     def stop(self) -> None:
@@ -230,9 +243,14 @@ class Session:
         if key is not None:
             self._offer_operator(key)
 
+    def _want_newer_operator(self) -> None:
+        if self.switch.current is not None:
+            self._wanted.put(self.switch.current)
+
     def _offer_operator(self, key: OperatorKey) -> None:
         try:
-            self.switch.offer(key, self.imaging.build(key))
+            if (operator := self.imaging.build(key)) is not None:
+                self.switch.offer(key, operator)
         except RtMmdfError as error:
             self.switch.fail(key, str(error))
             logger.warning("cannot image without %s: %s", _named(key), error)
@@ -300,7 +318,8 @@ class Session:
         return {
             "time": now,
             "running_s": now - self._started,
-            "solver": self.imaging.solver.method,
+            "solver": self.imaging.solver_name,
+            "unit": self.imaging.solver.unit,
             "n_sources": self.imaging.head.n_sources,
             "n_channels": len(self.imaging.channels),
             "modalities": list(self.imaging.channels.modalities),
@@ -379,10 +398,11 @@ class Session:
                     "invalid_hops",
                 )
             },
-            **{k: status[k] for k in ("filter_delay_ms", "look_ahead_ms", "device_lag", "files")},
+            **{k: status[k] for k in ("unit", "filter_delay_ms", "look_ahead_ms", "device_lag", "files")},
+            "model": self.imaging.model_facts,
         }
         return Scorecard(
-            solver=self.imaging.solver.method,
+            solver=self.imaging.solver_name,
             n_sources=self.imaging.head.n_sources,
             n_channels=len(self.imaging.channels),
             hops=self.engine.counts.hops,

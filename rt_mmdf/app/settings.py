@@ -22,7 +22,8 @@ class HeadSettings(Settings):
     """The section ``[head]``: whose head, and where the sensors are on it."""
 
     folder: Path | None = None
-    """A head model made by `rt-mmdf head`. Without it the template head is used (and built once)."""
+    """A head model made by `rt-mmdf head`. Without it the template head is used (and built once); where the whole section is
+    left out, a trained model brings its own head."""
     spacing: Literal["ico3", "ico4", "ico5"] = "ico4"
     """Template only: 1284, 5124 or 20484 sources."""
     eeg: str = "mgh60"
@@ -43,7 +44,7 @@ class NoiseSettings(Settings):
     """The section ``[noise]``: what the sensors measure when nothing happens."""
 
     file: Path | None = None
-    """A noise covariance (-cov.fif), for example from `rt-mmdf calibrate`. Without it: ad hoc, by channel type."""
+    """A noise covariance (-cov.fif), for example from `rt-mmdf calibrate`. Without it: the model's, or ad hoc, by type."""
     regularisation: RegularisationSettings = RegularisationSettings()
 
 
@@ -58,7 +59,7 @@ class SessionSettings(Settings):
     hop_ms: float = Field(default=10.0, gt=0, le=1000)
     """Estimates are made for this much time at once; the least delay is that of one hop."""
     window_ms: float | None = Field(default=None, gt=0)
-    """What the solver sees: this much time up to now. By default one hop (the classical solvers need no more)."""
+    """What the solver sees: this much time up to now. By default what the model asks for, or one hop (classical solvers)."""
     budget_ms: float = Field(default=50.0, gt=0)
     """An estimate that is published later than this after its hop could exist has missed its deadline."""
     start_timeout_s: float = Field(default=15.0, gt=0)

@@ -18,7 +18,12 @@ def demo(
     seconds: Annotated[float, typer.Option(min=5, max=3600, help="How long to image.")] = 30.0,
     head: Annotated[Path | None, typer.Option(help="Head model for FILE, made by `rt-mmdf head`.")] = None,
     noise_cov: Annotated[Path | None, typer.Option(help="Noise covariance for FILE (-cov.fif).")] = None,
-    solver: Annotated[str, typer.Option(help="MNE, dSPM, sLORETA or eLORETA.")] = "sLORETA",
+    model: Annotated[
+        str | None, typer.Option(help="Trained model, by name or folder. Without it: the best one that ships.")
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option("--method", "--solver", help="Instead: MNE, dSPM, sLORETA, eLORETA or LCMV.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the picture and the files of the demonstration.")] = Path(
         "rt-mmdf-demo"
     ),
@@ -37,7 +42,7 @@ def demo(
 
         rt-mmdf demo
 
-        rt-mmdf demo --seconds 60 --solver dSPM --report scorecard.json
+        rt-mmdf demo --seconds 60 --method dSPM --report scorecard.json
 
         rt-mmdf demo sample_raw.fif --head heads/sample --noise-cov sample-cov.fif
     """
@@ -54,7 +59,8 @@ def demo(
         )
     content = {
         "seconds": seconds,
-        "method": solver,
+        "model": model,
+        "method": method,
         "recording": recording,
         "head": head,
         "noise_cov": noise_cov,

@@ -68,6 +68,7 @@ class OperatorSwitch:
         self._forgotten: deque[OperatorKey] = deque()
         self._offered: deque[tuple[OperatorKey, PreparedOperator]] = deque()  # append and popleft are atomic
         self.failed: dict[OperatorKey, str] = {}
+        self.current: OperatorKey | None = None  # of the latest `select`
 
     @property
     def n_kept(self) -> int:
@@ -92,6 +93,7 @@ class OperatorSwitch:
 
         None when no operator for these modalities was built so far.
         """
+        self.current = key
         while self._forgotten:
             self._asked.discard(self._forgotten.popleft())
         while self._offered:

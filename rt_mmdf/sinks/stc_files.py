@@ -46,7 +46,7 @@ class SegmentWriter:
     ``PREFIX-000-lh.stc``, ``PREFIX-000-rh.stc``
         MNE source estimate; its time 0 is the first estimate of the session, its step is exact because no hole is inside.
     ``PREFIX-000-info.npz``
-        ``times`` (LSL clock of the engine, seconds), ``flags``, ``first`` (absolute index), ``unit``, ``head``,
+        ``times`` (LSL clock of the engine, seconds), ``flags``, ``first`` (absolute index), ``unit``, ``solver``, ``head``,
         ``fingerprint``.
 
     The three files of a segment appear under their names when all are complete. Thread: that of the caller.
@@ -57,6 +57,8 @@ class SegmentWriter:
     sources : SourceSpaceDescription
     sfreq : float
         Of the estimates, Hz.
+    solver : str
+        Name of the solver or model.
 
     Raises
     ------
@@ -64,10 +66,11 @@ class SegmentWriter:
         The folder cannot be made, or files of that prefix exist already.
     """
 
-    def __init__(self, settings: FileSettings, sources: SourceSpaceDescription, sfreq: float) -> None:
+    def __init__(self, settings: FileSettings, sources: SourceSpaceDescription, sfreq: float, solver: str = "") -> None:
         self._prefix = settings.prefix
         self._sources = sources
         self._sfreq = sfreq
+        self._solver = solver
         length = max(1, round(settings.segment_s * sfreq))
         self._data = np.empty((sources.n_sources, length), dtype=np.float32)
         self._times = np.empty(length)
@@ -158,6 +161,7 @@ class SegmentWriter:
                 flags=self._flags[:n],
                 first=np.int64(self._first),
                 unit=np.str_(self._unit),
+                solver=np.str_(self._solver),
                 head=np.str_(self._sources.head),
                 fingerprint=np.str_(self._sources.fingerprint),
             )
@@ -168,7 +172,7 @@ class StcFiles:
 
     Parameters
     ----------
-    settings, sources, sfreq
+    settings, sources, sfreq, solver
         As for `SegmentWriter`.
     on_failure : callable | None
         Called when the writing thread dies (a full disk does not kill it).
@@ -185,8 +189,10 @@ class StcFiles:
         sources: SourceSpaceDescription,
         sfreq: float,
         on_failure: Callable[[], None] | None = None,
+        *,
+        solver: str = "",
     ) -> None:
-        self._writer = SegmentWriter(settings, sources, sfreq)
+        self._writer = SegmentWriter(settings, sources, sfreq, solver)
         self._waiting: Mailbox[SourceEstimate] = Mailbox(WAITING_HOPS)
         self._hop_length = 0
         self._worker = Worker("source estimate files", self._step, on_failure).start()

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 MANIFEST, WEIGHTS, NOISE, CARD = "manifest.toml", "weights.safetensors", "noise-cov.fif", "CARD.md"
 HEAD, HEAD_INFO = "head.safetensors", "head-info.fif"
+DEFAULT_MODEL = "fusion"  # the best one that ships: what the demonstration images with
 UNIT = "A m"
 ORIENTATION = "fixed, normal to cortex"
 WINDOW_SFREQ = 100.0  # of the window that a network sees, Hz
@@ -80,6 +81,7 @@ class Artefact:
     n_times: int
     window_sfreq: float
     weights: Mapping[str, NDArray[Any]]
+    weights_sha256: str
     channels: Channels
     low_hz: float | None
     high_hz: float | None
@@ -333,6 +335,7 @@ def load_artefact(folder: Path) -> Artefact:
             n_times=int(network["n_times"]),
             window_sfreq=float(given["window_sfreq"]),
             weights=safetensors.numpy.load(files[WEIGHTS]),
+            weights_sha256=content["files"][WEIGHTS],
             channels=channels,
             low_hz=given.get("low_hz"),
             high_hz=given.get("high_hz"),
@@ -389,6 +392,11 @@ def find_model(name: str | Path) -> Path:
         f"model {str(name)!r}: no {MANIFEST} in {given}, nor in a folder of that name in {', '.join(map(str, places))}. "
         f"Models at hand: {known}. Give one of these names or the folder of an artefact; rt-mmdf train makes one."
     )
+
+
+def default_model() -> str | None:
+    """The name of the best model that ships, where it is at hand."""
+    return DEFAULT_MODEL if DEFAULT_MODEL in known_models() else None
 
 
 def known_models() -> list[str]:

@@ -34,6 +34,8 @@ def test_it_is_valid_and_so_is_what_is_commented_out(path: Path) -> None:
     content = with_comments(path)
     if "folder" in content.get("head", {}):
         content["head"].pop("recording", None)  # either or
+    if content.get("solver", {}).pop("model", None) is not None:  # either or
+        validate_settings(content | {"solver": {"model": "fusion", "refresh_ms": 50.0}}, kind_of(path), where=path.name)
     validate_settings(content, kind_of(path), where=path.name)
 
 

@@ -95,7 +95,7 @@ def measure(
             processes[modality] = process
             stack.callback(_end, process)
         transport, wake = NetworkTransport(), Signal()
-        intake = Intake.subscribe(settings, transport, survey_streams(settings, transport), wake, stack)
+        intake = Intake.subscribe(settings, transport, survey_streams(settings, transport)[0], wake, stack)
         for worker in intake.workers(wake):
             stack.enter_context(worker)
         blocks, claimed = [], []
