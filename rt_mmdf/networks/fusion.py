@@ -12,7 +12,7 @@ Nothing in the weights depends on a particular head, array or set of channels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -84,6 +84,10 @@ class Prior:
     blend: Tensor
     logits: Tensor
 
+    def of(self, i: int) -> Prior:
+        """That of one window, n = 1."""
+        return Prior(**{f.name: getattr(self, f.name)[i : i + 1] for f in fields(self)})
+
 
 class SqueezeExcite(nn.Module):
     """Scales each map by what all maps hold on average (Hu et al. 2018), with facts about the whole beside."""
@@ -122,7 +126,8 @@ class Block(nn.Module):
         key, value = (part.reshape(shape).transpose(1, 2) for part in self.key_value(mesh.regions @ normed).chunk(2, dim=2))
         far = F.softmax(query @ key.transpose(2, 3) * (width // self.heads) ** -0.5, dim=3) @ value
         x = x + self.far(far.transpose(1, 2).reshape(n, nodes, width))
-        return self.excite(x, facts)
+        out: Tensor = self.excite(x, facts)
+        return out
 
 
 class Pass(nn.Module):
@@ -179,8 +184,8 @@ class FusionNetwork(SourceNetwork):
         self,
         width: int = 48,
         n_blocks: int = 2,
-        n_nodes: int = 512,
-        n_regions: int = 80,
+        n_nodes: int = 384,
+        n_regions: int = 64,
         n_likely: int = 384,
         k: int = 100,
         n_times: int = 100,
@@ -350,15 +355,47 @@ class FusionNetwork(SourceNetwork):
     # the estimate ---------------------------------------------------------------------------------------------------
 
     def estimate(self, sample: Tensor, prior: Prior, prepared: PreparedFusion) -> SourceMap:
-        """Maximum a posteriori estimate of samples; a prior of one window serves all of them."""
+        """Maximum a posteriori estimate of samples under their priors, (n, n_sources) moments.
+
+        A prior of one window serves all samples, (n, n_channels): linear in them, one small solve for all.
+        """
         both, mesh = prepared.both, prepared.mesh
         now = self._blended(sample, prior, prepared)
         likely = both.atoms[prior.atoms]  # (n, m, k)
-        dual = torch.cholesky_solve(now[:, :, None], torch.linalg.cholesky(self._data_cov(prior, prepared, likely)))[:, :, 0]
+        factor = torch.linalg.cholesky(self._data_cov(prior, prepared, likely))
+        if len(likely) == 1:
+            dual = torch.cholesky_solve(now.T[None], factor)[0].T
+            match = dual @ likely[0].T
+        else:
+            dual = torch.cholesky_solve(now[:, :, None], factor)[:, :, 0]
+            match = (likely @ dual[:, :, None])[:, :, 0]
         n_sources = mesh.n_sources
         moments = (prior.ground / n_sources)[:, None] * (dual @ both.atoms[:n_sources].T) / prepared.norms[:n_sources]
-        weight = prior.power * torch.einsum("nmk,nk->nm", likely, dual) / prepared.norms[prior.atoms]
-        return SourceMap(mesh.scatter_patches(moments, prior.atoms, weight))
+        weight = prior.power * match / prepared.norms[prior.atoms]
+        return SourceMap(mesh.scatter_patches(moments, prior.atoms.expand(len(now), -1), weight))
+
+    @torch.no_grad()
+    def deviation(self, prior: Prior, prepared: PreparedFusion) -> Tensor:
+        """Posterior standard deviation of each source under each prior, (n, n_sources), nA m; no data enter."""
+        both, mesh = prepared.both, prepared.mesh
+        n_sources = mesh.n_sources
+        points = both.atoms[:n_sources] / prepared.norms[:n_sources, None]
+        deviations = []
+        for i in range(len(prior.atoms)):
+            atoms, power = prior.atoms[i], prior.power[i]
+            likely = both.atoms[atoms]
+            one = prior.of(i)
+            factor = torch.linalg.cholesky(self._data_cov(one, prepared, likely[None]))[0]
+            each = torch.eye(len(atoms), device=power.device) * (power.sqrt() / prepared.norms[atoms])
+            # (m, n_sources): what one standard deviation of each patch is on the cortex
+            patches = mesh.scatter_patches(each.new_zeros(len(atoms), n_sources), atoms.expand(len(atoms), -1), each)
+            ground = prior.ground[i] / n_sources
+            # covariance between sources and data
+            cross = ground * points + patches.T @ (likely * power.sqrt()[:, None])
+            explained = torch.linalg.solve_triangular(factor, cross.T, upper=False).square().sum(dim=0)
+            before = ground / prepared.norms[:n_sources].square() + patches.square().sum(dim=0)
+            deviations.append((before - explained).clamp_min(0).sqrt())
+        return torch.stack(deviations)
 
     def _blended(self, sample: Tensor, prior: Prior, prepared: PreparedFusion) -> Tensor:
         now = sample @ prepared.both.basis
@@ -425,7 +462,9 @@ def _rank_loss(estimate: Tensor, truth: Tensor, batch: Batch) -> Tensor:
 
 
 def _projection(fields: Tensor, k: int) -> Projection:
-    _, basis = torch.linalg.eigh((fields.T @ fields).double())
+    """The `k` strongest directions of (n_atoms, n_channels) fields, fewer where there are fewer."""
+    power, basis = torch.linalg.eigh((fields.T @ fields).double())
+    k = min(k, int((power > 1e-6 * power[-1]).sum()))
     basis = basis[:, -k:].flip(1).to(fields.dtype)
     atoms = fields @ basis
     return Projection(basis, atoms / atoms.norm(dim=1, keepdim=True).clamp_min(1e-12))

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import embedding_bag, one_hot, pad
 
 _KEPT = 4  # meshes; one is a few megabytes
 _meshes: OrderedDict[str, Mesh] = OrderedDict()
@@ -29,10 +30,8 @@ class Patches:
 
     def gather_rows(self, rows: Tensor) -> Tensor:
         """(n_sources, ...) -> (n_sources, ...): the mean over each patch."""
-        gathered = torch.zeros_like(rows)
-        for column in range(self.vertices.shape[1]):
-            gathered += self.shares[:, column, None] * rows[self.vertices[:, column]]
-        return gathered
+        mean: Tensor = embedding_bag(self.vertices, rows.contiguous(), mode="sum", per_sample_weights=self.shares)
+        return mean
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,9 +129,10 @@ def _make(
 ) -> Mesh:
     n = len(positions)
     places = torch.from_numpy(positions)
+    is_left = torch.arange(n) < n_left
     edges = torch.from_numpy(np.unique(np.sort(triangles[:, [[0, 1], [1, 2], [0, 2]]].reshape(-1, 2), axis=1), axis=0))
     start, end = torch.cat([edges, edges.flip(1)]).unbind(1)
-    near_vertices, near_mm = _geodesics(places, start, end, n_left, max(radii_mm))
+    near_vertices, near_mm = _geodesics(places, start, end, is_left, max(radii_mm))
     patches = []
     for radius in radii_mm:
         inside = near_mm <= radius
@@ -141,12 +141,11 @@ def _make(
         share = (1 + torch.cos(torch.pi * distance / max(1.05 * radius, 1e-3))) * inside[:, :widest]
         patches.append(Patches(near_vertices[:, :widest].contiguous(), share / share.sum(dim=1, keepdim=True)))
     widest = max(p.vertices.shape[1] for p in patches)
-    table_vertices = torch.cat([torch.nn.functional.pad(p.vertices, (0, widest - p.vertices.shape[1])) for p in patches])
-    table_shares = torch.cat([torch.nn.functional.pad(p.shares, (0, widest - p.shares.shape[1])) for p in patches])
-    is_left = torch.arange(n) < n_left
+    table_vertices = torch.cat([pad(p.vertices, (0, widest - p.vertices.shape[1])) for p in patches])
+    table_shares = torch.cat([pad(p.shares, (0, widest - p.shares.shape[1])) for p in patches])
     nodes, node_of = _clusters(places, is_left, n_nodes)
     _, region_of = _clusters(places[nodes], is_left[nodes], n_regions)
-    regions = torch.nn.functional.one_hot(region_of).T.float()
+    regions = one_hot(region_of).T.float()
     order = torch.argsort(node_of, stable=True)
     counts = torch.bincount(node_of, minlength=len(nodes))
     rank_in_node = torch.arange(n) - (torch.cumsum(counts, 0) - counts)[node_of[order]]
@@ -172,44 +171,45 @@ def _make(
     )
 
 
-def _geodesics(places: Tensor, start: Tensor, end: Tensor, n_left: int, limit: float) -> tuple[Tensor, Tensor]:
+def _geodesics(places: Tensor, start: Tensor, end: Tensor, is_left: Tensor, limit: float) -> tuple[Tensor, Tensor]:
     """Vertices around each vertex by rising distance along the edges, and the distances: (n, n_near), infinite: padding."""
     n = len(places)
-    lengths = (places[start] - places[end]).norm(dim=1)
-    found_vertices: list[Tensor] = []
-    found_mm: list[Tensor] = []
-    for offset, stop in ((0, n_left), (n_left, n)):
-        own = (start >= offset) & (start < stop)
-        a, b, length = start[own] - offset, end[own] - offset, lengths[own]
-        size = stop - offset
-        degree = torch.bincount(a, minlength=size)
-        order = torch.argsort(a, stable=True)
-        slot = torch.arange(len(a)) - (torch.cumsum(degree, 0) - degree)[a[order]]
-        neighbour = torch.arange(size)[:, None].repeat(1, max(int(degree.max()) if len(a) else 0, 1))
-        step = torch.full(neighbour.shape, torch.inf)
-        neighbour[a[order], slot] = b[order]
-        step[a[order], slot] = length[order]
-        for first in range(0, size, 1024):
-            last = min(first + 1024, size)
-            reach = torch.full((size, last - first), torch.inf)
-            reach[torch.arange(first, last), torch.arange(last - first)] = 0.0
-            while True:  # Bellman and Ford: one edge further each time, none beyond the limit
-                longer = reach
-                for column in range(neighbour.shape[1]):
-                    longer = torch.minimum(longer, reach[neighbour[:, column]] + step[:, column, None])
-                longer = longer.masked_fill(longer > limit, torch.inf)
-                if torch.equal(longer, reach):
-                    break
-                reach = longer
-            n_near = int(torch.isfinite(reach).sum(dim=0).max())
-            mm, vertices = reach.T.topk(n_near, dim=1, largest=False)
-            found_mm.append(mm)
-            found_vertices.append(vertices + offset)
-    widest = max(mm.shape[1] for mm in found_mm)
-    pad = torch.nn.functional.pad
-    mm = torch.cat([pad(mm, (0, widest - mm.shape[1]), value=torch.inf) for mm in found_mm])
-    vertices = torch.cat([pad(v, (0, widest - v.shape[1])) for v in found_vertices])
-    return torch.where(torch.isfinite(mm), vertices, 0), mm
+    degree = torch.bincount(start, minlength=n)
+    order = torch.argsort(start, stable=True)
+    slot = torch.arange(len(start)) - (torch.cumsum(degree, 0) - degree)[start[order]]
+    neighbour = torch.arange(n)[:, None].repeat(1, max(int(degree.max()), 1))
+    step = torch.full(neighbour.shape, torch.inf)
+    neighbour[start[order], slot] = end[order]
+    step[start[order], slot] = (places[start] - places[end]).norm(dim=1)[order]
+    _, group_of = _clusters(places, is_left, max(1, n // 100))
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    for group in range(int(group_of.max()) + 1):
+        own = torch.nonzero(group_of == group)[:, 0]
+        # a path within the limit stays within a ball of that radius: a small piece of the mesh is enough
+        centre = places[own].mean(dim=0)
+        far = (places[own] - centre).norm(dim=1).max() + limit
+        piece = torch.nonzero((places - centre).norm(dim=1) <= far)[:, 0]
+        rank = torch.full((n,), -1)
+        rank[piece] = torch.arange(len(piece))
+        near, length = rank[neighbour[piece]], step[piece].masked_fill(rank[neighbour[piece]] < 0, torch.inf)
+        reach = torch.full((len(piece), len(own)), torch.inf)
+        reach[rank[own], torch.arange(len(own))] = 0.0
+        while True:  # Bellman and Ford: one edge further each time, none beyond the limit
+            longer = reach
+            for column in range(near.shape[1]):
+                longer = torch.minimum(longer, reach[near[:, column]] + length[:, column, None])
+            longer = longer.masked_fill(longer > limit, torch.inf)
+            if torch.equal(longer, reach):
+                break
+            reach = longer
+        mm, rows = reach.T.topk(int(torch.isfinite(reach).sum(dim=0).max()), dim=1, largest=False)
+        found.append((own, piece[rows], mm))
+    widest = max(mm.shape[1] for _, _, mm in found)
+    vertices, distances = torch.zeros((n, widest), dtype=torch.int64), torch.full((n, widest), torch.inf)
+    for own, near, mm in found:
+        vertices[own] = pad(near, (0, widest - near.shape[1]))
+        distances[own] = pad(mm, (0, widest - mm.shape[1]), value=torch.inf)
+    return torch.where(torch.isfinite(distances), vertices, 0), distances
 
 
 def _clusters(places: Tensor, is_left: Tensor, n_wanted: int) -> tuple[Tensor, Tensor]:
