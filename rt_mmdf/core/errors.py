@@ -11,6 +11,7 @@
     +-- NoiseCovarianceError    a noise covariance of the wrong channels or rank
     +-- SolverError             a solver cannot be prepared
     |   +-- ArtefactError       a trained model is missing, damaged, of another version, or does not fit
+    +-- TrainingError           a network cannot be trained, or its training be taken up again
     +-- WorkerFailed            a worker thread died; its own error is the cause
     +-- SinkError               an output cannot be written
 
@@ -60,6 +61,10 @@ class SolverError(RtMmdfError):
 
 class ArtefactError(SolverError):
     """A trained model is missing, damaged, of another version, or does not fit the head and the channels."""
+
+
+class TrainingError(RtMmdfError):
+    """A network cannot be trained, or its training be taken up again."""
 
 
 class WorkerFailed(RtMmdfError):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rt_mmdf.networks.interface import ForwardArrays
-from rt_mmdf.networks.pictures import EEG_KINDS, PictureNetwork, SensorPicture, channels_of, fitted_shape
+from rt_mmdf.networks.pictures import EEG_KINDS, PictureNetwork, SensorPicture, channels_of, fitted_shape, quiet_output
 
 EEG_SHAPE = (7, 11)
 FILTERS, HIDDEN = 8, 512
@@ -32,7 +32,7 @@ class ConvDipNetwork(PictureNetwork):
     arrays : of the head that it is for
     rows, columns : of the grid; 0: 7 x 11, more where there are more than 77 electrodes
     hidden : units of the fully connected layer
-    moment_scale, loss : see `PictureNetwork`
+    loss : see `PictureNetwork`
     """
 
     kind = "convdip"
@@ -44,23 +44,22 @@ class ConvDipNetwork(PictureNetwork):
         rows: int = 0,
         columns: int = 0,
         hidden: int = HIDDEN,
-        moment_scale: float = 0.0,
         loss: str = "mse",
     ) -> None:
-        super().__init__(arrays, moment_scale, loss)
+        super().__init__(arrays, loss)
         channels = channels_of(arrays, EEG_KINDS, "EEG")
         fits = len(channels) <= EEG_SHAPE[0] * EEG_SHAPE[1]
         shape = fitted_shape(len(channels), EEG_SHAPE if fits and min(rows, columns) < 1 else (rows, columns), EEG_SHAPE)
+        if min(shape) < 3:
+            raise ValueError(f"network convdip: a grid of {shape[0]} x {shape[1]}; at least 3 x 3 cells are expected.")
         self.picture = SensorPicture(channels, arrays.layout, shape)
         self.convolution = nn.Conv2d(1, FILTERS, kernel_size=3)
         self.hidden = nn.Linear(FILTERS * (shape[0] - 2) * (shape[1] - 2), hidden)
-        self.output = nn.Linear(hidden, arrays.n_sources)
-        self.fit_moment_scale(arrays)
+        self.output = quiet_output(hidden, arrays.n_sources)
         self.options = {
             "rows": shape[0],
             "columns": shape[1],
             "hidden": hidden,
-            "moment_scale": self.moment_scale,
             "loss": loss,
         }
 

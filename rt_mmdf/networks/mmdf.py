@@ -23,7 +23,15 @@ import torch
 from torch import Tensor, nn
 
 from rt_mmdf.networks.interface import ForwardArrays, Option
-from rt_mmdf.networks.pictures import EEG_KINDS, PictureNetwork, SensorPicture, channels_of, fitted_shape, meg_kinds
+from rt_mmdf.networks.pictures import (
+    EEG_KINDS,
+    PictureNetwork,
+    SensorPicture,
+    channels_of,
+    fitted_shape,
+    meg_kinds,
+    quiet_output,
+)
 
 EEG_SHAPE, MEG_SHAPE = (9, 11), (12, 14)  # for 59 electrodes and 102 magnetometers
 MAPS = 8  # of each modality
@@ -67,7 +75,7 @@ class MmdfNetwork(PictureNetwork):
     arrays : of the head that it is for
     eeg_rows, eeg_columns, meg_rows, meg_columns : of the grids; 0: 9 x 11 and 12 x 14, more where the sensors need it
     hidden : units of the fully connected layer
-    moment_scale, loss : see `PictureNetwork`
+    loss : see `PictureNetwork`
     """
 
     kind = "mmdf"
@@ -83,10 +91,9 @@ class MmdfNetwork(PictureNetwork):
         meg_rows: int = 0,
         meg_columns: int = 0,
         hidden: int = 500,
-        moment_scale: float = 0.0,
         loss: str = "mse",
     ) -> None:
-        super().__init__(arrays, moment_scale, loss)
+        super().__init__(arrays, loss)
         shapes: list[tuple[int, int]] = []
         channels: list[list[int]] = []
         sides: dict[str, Option] = {}
@@ -106,9 +113,8 @@ class MmdfNetwork(PictureNetwork):
         n_maps = MAPS * len(channels)
         self.attention = SqueezeExcitation(n_maps)
         self.hidden = nn.Linear(n_maps * (rows - 2) * (columns - 2), hidden)
-        self.output = nn.Linear(hidden, arrays.n_sources)
-        self.fit_moment_scale(arrays)
-        self.options = {**sides, "hidden": hidden, "moment_scale": self.moment_scale, "loss": loss}
+        self.output = quiet_output(hidden, arrays.n_sources)
+        self.options = {**sides, "hidden": hidden, "loss": loss}
 
     @property
     def pictures(self) -> Sequence[SensorPicture]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, Self
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
@@ -76,34 +77,39 @@ def fitted_shape(n_sensors: int, given: tuple[int, int], published: tuple[int, i
     return given if min(given) > 0 else grid_shape(n_sensors, published)
 
 
+@dataclass(frozen=True, eq=False)
+class PreparedPictures:
+    """What a head and its noise mean to a network of pictures.
+
+    there : (n_channels,) 1 for channels that are used
+    unit : nA m, the median over the sources of the moment whose whitened field has a size of 1 (`PictureNetwork.measure`)
+    """
+
+    there: Tensor
+    unit: float
+
+
 class PictureNetwork(SourceNetwork):
     """From one whitened sample, as pictures, to the moments of a fixed number of sources.
 
-    The sample is divided by its own scale and the output multiplied by it (`scale`): the network itself sees numbers near
-    one, and `moment_scale` (nA m) times the scale is the unit that it answers in. Missing channels are zeros.
+    The sample is divided by its own scale, and the output multiplied by it and by a unit that the whitened leadfield gives:
+    the network itself sees and says numbers near one, whatever the level of the noise. Missing channels are zeros.
 
     Parameters
     ----------
-    moment_scale : nA m; 0: the median, over the sources, of the moment whose field alone has a scale of 1
-    loss : "mse": squared error of a sample in units of the network, summed over the sources (the published mean times their
-        number); "relative": that over the truth's own sum of squares, so that wide patches, whose moment is spread over many
-        sources, weigh as much as dipoles do
+    arrays : of the head that it is for
+    loss : "mse": squared error of a sample, in its unit, summed over the sources (the published mean times their number);
+        "relative": that over the truth's own sum of squares, so that wide patches, whose moment is spread over many sources,
+        weigh as much as dipoles do
     """
 
-    kind: ClassVar[str]
-
-    def __init__(self, arrays: ForwardArrays, moment_scale: float, loss: str) -> None:
+    def __init__(self, arrays: ForwardArrays, loss: str) -> None:
         super().__init__()
         if loss not in LOSSES:
             raise ValueError(f"network {self.kind}: loss {loss!r} seen; expected one of {', '.join(LOSSES)}.")
-        if not np.isfinite(moment_scale) or moment_scale < 0:
-            raise ValueError(
-                f"network {self.kind}: moment_scale {moment_scale} nA m seen; a positive number is expected, or 0."
-            )
         self.n_sources = arrays.n_sources
         self.n_channels = arrays.n_channels
-        self.loss_kind = loss
-        self.moment_scale = moment_scale
+        self.is_relative = loss == "relative"
 
     @classmethod
     def from_arrays(cls, arrays: ForwardArrays, **options: Option) -> Self:
@@ -125,16 +131,11 @@ class PictureNetwork(SourceNetwork):
 
     @abstractmethod
     def answer(self, sample: Tensor) -> Tensor:
-        """Scaled samples (n, n_channels) -> (n, n_sources), in units of `moment_scale`."""
+        """Scaled samples (n, n_channels) -> (n, n_sources), in their units."""
 
-    def fit_moment_scale(self, arrays: ForwardArrays) -> None:
-        """Find `moment_scale` where it was left open; once the pictures are there."""
-        if self.moment_scale == 0:
-            sizes = self.measure(torch.from_numpy(np.ascontiguousarray(arrays.leadfield.T))).squeeze(1)
-            self.moment_scale = float((1 / sizes.clamp_min(1e-12)).median())
-
-    def prepare(self, arrays: ForwardArrays, device: torch.device | str = "cpu") -> Tensor:
-        """(n_channels,) float32: 1 for channels that are used. ValueError where head and network do not fit."""
+    @torch.no_grad()
+    def prepare(self, arrays: ForwardArrays, device: torch.device | str = "cpu") -> PreparedPictures:
+        """ValueError where head and network do not fit."""
         if arrays.n_sources != self.n_sources:
             raise ValueError(
                 f"network {self.kind}: {self.n_sources} sources; the head has {arrays.n_sources}. It images with the head "
@@ -144,24 +145,38 @@ class PictureNetwork(SourceNetwork):
             raise ValueError(
                 f"network {self.kind}: {self.n_channels} channels; the head has {arrays.n_channels}. Train for this array."
             )
-        return torch.from_numpy(arrays.used.astype(np.float32)).to(device)
+        there = torch.from_numpy(arrays.used.astype(np.float32))
+        fields = torch.from_numpy(np.ascontiguousarray(arrays.leadfield.T)) * there
+        sizes = self.measure(fields.to(next(self.buffers()).device))
+        # where none of its channels is used, any unit will do: it sees zeros
+        unit = float((1 / sizes).median()) if bool((sizes > 0).any()) else 1.0
+        return PreparedPictures(there.to(device), unit)
 
-    def forward(self, sample: Tensor, window: Tensor | None, prepared: Tensor) -> SourceMap:
+    def forward(self, sample: Tensor, window: Tensor | None, prepared: PreparedPictures) -> SourceMap:
         """Image samples; the window is not looked at."""
         output, unit = self._answer_and_unit(sample, prepared)
         return SourceMap(output.to(sample.dtype) * unit)
 
-    def loss(self, batch: Batch, prepared: Tensor) -> Tensor:
-        """Squared error in units of the network; see `loss` above."""
+    def loss(self, batch: Batch, prepared: PreparedPictures) -> Tensor:
+        """Squared error in units of the network; see the class."""
         output, unit = self._answer_and_unit(batch.sample, prepared)
         # dense, though the truth is sparse: 500 x 5124 take 58 ms with their gradient, by gathering 88 and by sorting 207
         truth = batch.dense(self.n_sources) / unit
         error = (output.to(truth.dtype) - truth).square().sum(dim=1)
-        if self.loss_kind == "relative":
+        if self.is_relative:
             error = error / truth.square().sum(dim=1).clamp_min(1e-6)
         return error.mean()
 
-    def _answer_and_unit(self, sample: Tensor, prepared: Tensor) -> tuple[Tensor, Tensor]:
-        there = sample * prepared
+    def _answer_and_unit(self, sample: Tensor, prepared: PreparedPictures) -> tuple[Tensor, Tensor]:
+        there = sample * prepared.there
         scale = self.scale(there)
-        return self.answer(there / scale), scale * self.moment_scale
+        return self.answer(there / scale), scale * prepared.unit
+
+
+def quiet_output(n_inputs: int, n_sources: int) -> nn.Linear:
+    """The last layer: it begins close to silence, or the first thousand steps would only teach it that most sources are."""
+    layer = nn.Linear(n_inputs, n_sources)
+    with torch.no_grad():
+        layer.weight.mul_(0.1)
+        layer.bias.zero_()
+    return layer

@@ -103,7 +103,10 @@ def test_unused_channels_are_as_good_as_zeros(made_up_arrays: Arrays, kind: str)
     network, sample = network_of(kind, arrays), samples(arrays)
     without = network.prepare(replace(arrays, used=~gone))
     zeros = torch.where(torch.from_numpy(gone), 0.0, sample)
-    torch.testing.assert_close(network(sample, None, without).moments, network(zeros, None, network.prepare(arrays)).moments)
+    whole = network.prepare(arrays)
+    torch.testing.assert_close(
+        network(sample, None, without).moments / without.unit, network(zeros, None, whole).moments / whole.unit
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -137,7 +140,7 @@ def test_convdip_ignores_the_reference_and_all_ignore_the_company(made_up_arrays
 @pytest.mark.parametrize("loss", ["mse", "relative"])
 def test_loss_is_that_of_the_dense_truth(made_up_arrays: Arrays, kind: str, loss: str) -> None:
     arrays = made_up_arrays()
-    network = network_of(kind, arrays, loss=loss, moment_scale=2.0)
+    network = network_of(kind, arrays, loss=loss)
     prepared = network.prepare(arrays)
     batch = Batch(
         sample=samples(arrays, 2),
@@ -150,7 +153,7 @@ def test_loss_is_that_of_the_dense_truth(made_up_arrays: Arrays, kind: str, loss
     )
     truth = torch.zeros(2, arrays.n_sources)
     truth[0, 7], truth[0, 12], truth[1, 3] = 6.0, -2.0, 4.0
-    unit = 2.0 * network.scale(batch.sample)
+    unit = prepared.unit * network.scale(batch.sample)
     estimate = network(batch.sample, None, prepared).moments
     errors = ((estimate - truth) / unit).square().sum(dim=1)
     if loss == "relative":
@@ -163,7 +166,7 @@ def test_options_and_weights_make_the_same_network_again(made_up_arrays: Arrays,
     arrays = made_up_arrays()
     network, sample = network_of(kind, arrays, hidden=20), samples(arrays)
     # another day: the layout has moved a little, the grid of the training stays
-    moved = replace(arrays, layout=arrays.layout[::-1].copy(), leadfield=1.1 * arrays.leadfield)
+    moved = replace(arrays, layout=arrays.layout[::-1].copy())
     again = build_network(kind, network.options, moved)
     again.load_state_dict(network.state_dict())
     assert again.options == network.options
@@ -180,8 +183,10 @@ def test_targets_are_of_order_one(made_up_arrays: Arrays, kind: str) -> None:
     arrays = made_up_arrays()
     network = network_of(kind, arrays)
     strong = 1e4 * torch.from_numpy(arrays.leadfield.T.copy())  # each source alone, 1e4 nA m
-    targets = 1e4 / (network.scale(strong) * network.moment_scale)
-    assert targets.median() == pytest.approx(1.0, rel=0.05)
+    for louder in (1.0, 3.0):  # whatever the noise is, and so the whitened leadfield
+        prepared = network.prepare(replace(arrays, leadfield=arrays.leadfield / louder))
+        targets = 1e4 / (network.scale(strong / louder) * prepared.unit)
+        assert targets.median() == pytest.approx(1.0, rel=0.05)
 
 
 def test_larger_arrays_get_larger_grids(made_up_arrays: Arrays) -> None:
@@ -206,7 +211,7 @@ def test_gradiometers_serve_where_there_are_no_magnetometers(made_up_arrays: Arr
         ("mmdf", {"hidden": 3.5}, r"hidden = 3.5 seen; a value of type int"),
         ("mmdf", {"loss": "l1"}, r"loss 'l1' seen; expected one of mse, relative"),
         ("mmdf", {"eeg_rows": 3, "eeg_columns": 3}, r"3 x 3 = 9 cells for 59 sensors"),
-        ("convdip", {"moment_scale": -1.0}, r"moment_scale -1.0 nA m"),
+        ("convdip", {"rows": 2, "columns": 40}, r"grid of 2 x 40; at least 3 x 3"),
     ],
 )
 def test_wrong_options_are_named(
