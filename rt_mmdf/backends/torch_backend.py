@@ -57,6 +57,14 @@ class TorchBackend:
         moments: Float32 = seen.moments.numpy()
         return moments, None if seen.deviation is None else seen.deviation.expand_as(seen.moments).numpy()
 
+    @torch.inference_mode()
+    def image_cases(self, samples: Float32, windows: Float32 | None) -> Float32:
+        """Moments (n, n_sources), nA m, of samples (n, n_channels), each in a window (n, n_channels, n_times) of its own."""
+        given = None if windows is None else torch.from_numpy(windows)
+        seen: Moments = self._network(torch.from_numpy(samples), given, self._prepared)
+        moments: Float32 = seen.moments.numpy()
+        return moments
+
 
 def load_weights(network: torch.nn.Module, weights: Mapping[str, NDArray[Any]]) -> None:
     """Put weights into a network; ValueError that names those that are missing, left over, or of another shape."""

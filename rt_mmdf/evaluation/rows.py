@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rt_mmdf.backends.torch_backend import TorchBackend, load_weights
 from rt_mmdf.core.channels import Modality
+from rt_mmdf.core.errors import ArtefactError
 from rt_mmdf.evaluation.suite import Cases, Suite, View
 from rt_mmdf.headmodel.cache import array_digest, cached
 from rt_mmdf.headmodel.head import RecipeValue
+from rt_mmdf.networks.build import build_network
 from rt_mmdf.networks.interface import ForwardArrays
+from rt_mmdf.solvers.artefact import Artefact, find_model, load_artefact
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -228,6 +232,80 @@ class Lcmv(RowGroup):
         return np.asarray(image / np.sqrt(np.maximum(squared, 1e-30)), dtype=np.float32)
 
 
+class NetworkRow(RowGroup):
+    """A trained network. One that sees windows gets the case's, cut to its length where it is shorter.
+
+    Networks of one modality are shown the channels of that modality alone, whitened without the others.
+
+    Raises
+    ------
+    ArtefactError
+        It was trained for another head or other channels.
+    """
+
+    def __init__(self, suite: Suite, name: str, artefact: Artefact) -> None:
+        self.rows, self.with_amplitude = (name,), frozenset((name,))
+        self._n_times = artefact.n_times
+        self._order = _channel_order(artefact, suite)
+        if not artefact.head_free:
+            artefact.check_head(suite.nominal)
+        network = build_network(artefact.kind, artefact.options, _reordered(suite.scenes[0].scene.arrays, self._order))
+        load_weights(network, artefact.weights)
+        modality = ONE_MODALITY.get(artefact.kind)
+        alone = modality if suite.scenes[0].alone else None
+        self._views = [held_out.view(alone) for held_out in suite.scenes]
+        self._backends = [
+            TorchBackend(network, network.prepare(_reordered(view.arrays, self._order))) for view in self._views
+        ]
+
+    def images(self, cases: Cases) -> Iterator[Image]:
+        moments = np.empty((len(cases), self._views[0].arrays.n_sources), dtype=np.float32)
+        for number, (view, backend) in enumerate(zip(self._views, self._backends, strict=True)):
+            own = np.flatnonzero(cases.scene == number)
+            for part in np.array_split(own, -(-len(own) // NETWORK_BATCH)):
+                sample = view.of(cases.sample[part])[:, self._order]
+                window = None if self._n_times == 1 else view.of(self._cut(cases.window[part], cases.instant[part]))
+                given = None if window is None else np.ascontiguousarray(window[:, self._order])
+                moments[part] = backend.image_cases(np.ascontiguousarray(sample), given)
+        yield Image(self.rows[0], float("nan"), moments.T)
+
+    def _cut(self, windows: Float32, instants: NDArray[np.int64]) -> Float32:
+        """The columns up to the instant, as many as the network sees; later ones where there are not enough before."""
+        n_times = windows.shape[2]
+        if self._n_times >= n_times:
+            return windows
+        first = np.clip(instants + 1 - self._n_times, 0, n_times - self._n_times)
+        return np.stack([w[:, at : at + self._n_times] for w, at in zip(windows, first, strict=True)])
+
+
+ONE_MODALITY = {"mmdf-eeg": Modality.EEG, "convdip": Modality.EEG, "mmdf-meg": Modality.MEG}
+NETWORK_BATCH = 64
+
+
+def _channel_order(artefact: Artefact, suite: Suite) -> NDArray[np.intp]:
+    """Rows of the suite's samples in the order of the network's channels; names may differ in spaces."""
+    place = {name.replace(" ", ""): i for i, name in enumerate(suite.nominal.ch_names)}
+    wanted = [name.replace(" ", "") for name in artefact.channels.names]
+    missing = [name for name in wanted if name not in place]
+    if missing or len(wanted) != len(place):
+        lacking = ", ".join(missing[:5]) or "none"
+        raise ArtefactError(
+            f"model {artefact.name!r}: it has {len(wanted)} channels, the head model {suite.nominal.name!r} that it is "
+            f"evaluated on has {len(place)}; missing there: {lacking}. Give the head that it was trained for (--head)."
+        )
+    return np.array([place[name] for name in wanted], dtype=np.intp)
+
+
+def _reordered(arrays: ForwardArrays, order: NDArray[np.intp]) -> ForwardArrays:
+    return replace(
+        arrays,
+        leadfield=np.ascontiguousarray(arrays.leadfield[order]),
+        used=arrays.used[order],
+        kinds=arrays.kinds[order],
+        layout=arrays.layout[order],
+    )
+
+
 def _samples(view: View, cases: Cases, scene: int) -> Float32:
     """(n, n_channels): the samples of one scene as a view has them."""
     return view.of(cases.sample[cases.scene == scene])
@@ -248,8 +326,8 @@ ALONE_ROWS = {"sLORETA-eeg": Modality.EEG, "sLORETA-meg": Modality.MEG}
 def classical_groups(suite: Suite, names: Collection[str]) -> list[RowGroup]:
     """Groups of the classical rows among `names`; rows of one modality are left out where the head has no other.
 
-    MNE has mne's default depth weighting (0.8), without which it prefers the surface; dSPM and sLORETA are normalised instead
-    and have none, eLORETA finds its own.
+    MNE has mne's default depth weighting (0.8), without which it prefers the surface; dSPM and sLORETA are normalised
+    instead and have none, eLORETA finds its own.
     """
     groups: list[RowGroup] = []
     plain: dict[str, Normalisation] = {}
@@ -268,4 +346,21 @@ def classical_groups(suite: Suite, names: Collection[str]) -> list[RowGroup]:
     for name, modality in ALONE_ROWS.items():
         if name in names and suite.scenes[0].alone:
             groups.append(MinimumNorm(suite, {name: "sLORETA"}, modality))
+    return groups
+
+
+def make_groups(suite: Suite, solvers: Sequence[str]) -> list[RowGroup]:
+    """Rows by name: classical ones, and networks by the name or folder of their artefact.
+
+    Raises
+    ------
+    ArtefactError
+        A network that is not there, is damaged, or does not fit the head.
+    """
+    known = (*CLASSICAL_ROWS, *ALONE_ROWS)
+    groups = classical_groups(suite, [name for name in solvers if name in known])
+    for name in solvers:
+        if name not in known:
+            artefact = load_artefact(find_model(name))
+            groups.append(NetworkRow(suite, artefact.name, artefact))
     return groups

@@ -117,6 +117,7 @@ class Cases:
     scene : (n,) int64
     sample : (n, n_channels) whitened, at the scored instant
     window : (n, n_channels, n_times) whitened
+    instant : (n,) int64, the column of the window that is scored
     truth : (n, n_sources) nA m, at the instant, carried to the nearest nominal sources
     centres_mm : (n, n_patches, 3) of the true patches
     """
@@ -124,6 +125,7 @@ class Cases:
     scene: NDArray[np.int64]
     sample: Float32
     window: Float32
+    instant: NDArray[np.int64]
     truth: Float32
     centres_mm: Float32
 
@@ -135,10 +137,12 @@ class Cases:
 class Suite:
     """Scenes, and the nominal source space that everything is scored on.
 
+    nominal : what the solvers believe in; its channels are the rows of the samples
     depth : (n_sources,) variances of the sources that mne's depth weighting gives, up to a factor
     description : how the heads differ, for the report
     """
 
+    nominal: HeadModel
     scenes: tuple[HeldOutScene, ...]
     space: ScoredSpace
     depth: NDArray[np.float64]
@@ -165,11 +169,13 @@ class Suite:
         def in_turn(arrays: Sequence[Float32]) -> Float32:
             return np.ascontiguousarray(np.stack(arrays, axis=1).reshape(-1, *arrays[0].shape[1:])[:n_cases])
 
-        windows = [batch.window.numpy() for batch in batches if batch.window is not None]
+        sample = in_turn([batch.sample.numpy() for batch in batches])
+        window = in_turn([batch.window.numpy() for batch in batches if batch.window is not None])
         return Cases(
             scene=np.arange(n_cases) % n_scenes,
-            sample=in_turn([batch.sample.numpy() for batch in batches]),
-            window=in_turn(windows),
+            sample=sample,
+            window=window,
+            instant=(window == sample[:, :, None]).all(axis=1).argmax(axis=1),
             truth=in_turn([batch.dense(self.space.n_sources).numpy() for batch in batches]),
             centres_mm=in_turn([batch.centres_mm.numpy() for batch in batches]),
         )
@@ -221,7 +227,7 @@ def held_out_suite(head: Path | None = None, noise_cov: Path | None = None, prog
         if varied
         else f"the subject's own leadfield and mesh, gains {LEADFIELD_ERROR:.0%} off: easier than other heads"
     )
-    suite = cached("held-out", recipe, make, lambda folder: _load(folder, described))
+    suite = cached("held-out", recipe, make, lambda folder: _load(folder, nominal, described))
     report("ready", 1.0)
     return suite
 
@@ -344,7 +350,7 @@ def _save(scenes: Sequence[HeldOutScene], depth: NDArray[np.float64], folder: Pa
     save_file({key: np.ascontiguousarray(array) for key, array in arrays.items()}, folder / "views.safetensors")
 
 
-def _load(folder: Path, description: str) -> Suite:
+def _load(folder: Path, nominal: HeadModel, description: str) -> Suite:
     scenes = load_scenes(folder / "scenes")
     arrays = load_file(folder / "views.safetensors")
     held_out = []
@@ -362,6 +368,6 @@ def _load(folder: Path, description: str) -> Suite:
                 alone[modality] = View(known, arrays[f"{key}.transform"])
         # the generator wants one row per vertex: then it need not copy
         held_out.append(HeldOutScene(replace(scene, gain=np.asfortranarray(scene.gain)), alone))
-    nominal = scenes[0].arrays
-    space = scored_space(nominal.positions_mm, nominal.triangles, nominal.n_left)
-    return Suite(tuple(held_out), space, arrays["depth"], description)
+    known = scenes[0].arrays
+    space = scored_space(known.positions_mm, known.triangles, known.n_left)
+    return Suite(nominal, tuple(held_out), space, arrays["depth"], description)
