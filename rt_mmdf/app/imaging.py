@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import mne
 
 from rt_mmdf.app.intake import grid_rate
-from rt_mmdf.app.settings import HeadSettings, SessionSettings
+from rt_mmdf.app.settings import SessionSettings
 from rt_mmdf.core.channels import Channels, ChannelType, Modality
 from rt_mmdf.core.errors import ConfigurationError, HeadModelError, RecordingError
 from rt_mmdf.headmodel.head import HeadModel, load_head
 from rt_mmdf.headmodel.noise import ad_hoc_noise_cov, read_noise_cov, regularised
+from rt_mmdf.headmodel.settings import HeadSettings
 from rt_mmdf.headmodel.template import build_template
 from rt_mmdf.headmodel.whitener import imaging_info
 from rt_mmdf.preprocessing.projectors import make_projectors
