@@ -131,12 +131,16 @@ class Block(nn.Module):
 
 
 class Pass(nn.Module):
-    """From maps on the cortex to the logits of all patches and some numbers about the whole."""
+    """From maps on the cortex to the logits of all patches and some numbers about the whole.
 
-    def __init__(self, n_maps: int, width: int, n_blocks: int) -> None:
+    n_peaks : so many of the first maps are pooled by their maximum too, all by their mean
+    """
+
+    def __init__(self, n_maps: int, n_peaks: int, width: int, n_blocks: int) -> None:
         super().__init__()
         fine = 32
-        self.enter = nn.Linear(2 * n_maps + N_FACTS, width)
+        self.n_peaks = n_peaks
+        self.enter = nn.Linear(n_maps + n_peaks + N_FACTS, width)
         self.blocks = nn.ModuleList([Block(width) for _ in range(n_blocks)])
         self.leave = nn.LayerNorm(width)
         self.coarse_to_fine = nn.Linear(width, fine)
@@ -150,15 +154,16 @@ class Pass(nn.Module):
             nn.init.zeros_(last.bias)
 
     def forward(self, maps: Tensor, facts: Tensor, mesh: Mesh, state: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        pooled = torch.cat([mesh.pool_mean(maps), mesh.pool_max(maps)], dim=2)
+        pooled = torch.cat([mesh.pool_mean(maps), mesh.pool_max(maps[:, :, : self.n_peaks])], dim=2)
         x = self.enter(torch.cat([pooled, facts[:, None].expand(-1, pooled.shape[1], -1)], dim=2))
         x = x if state is None else x + state
         for block in self.blocks:
             x = block(x, facts, mesh)
         seen = self.leave(x)
         whole = self.whole(torch.cat([seen.mean(dim=1), facts], dim=1))
-        hidden = F.gelu(self.coarse_to_fine(seen)[:, mesh.node_of] + self.fine_maps(maps))
-        logits = self.fine_out(F.gelu(hidden + self.fine_hidden(hidden)))
+        # all sources: the widest layers, so the cheapest activation
+        hidden = F.relu(self.coarse_to_fine(seen)[:, mesh.node_of] + self.fine_maps(maps))
+        logits = self.fine_out(F.relu(hidden + self.fine_hidden(hidden)))
         return logits, whole, x
 
 
@@ -201,8 +206,8 @@ class FusionNetwork(SourceNetwork):
             "n_times": n_times,
         }
         self.n_nodes, self.n_regions, self.n_likely, self.k, self.n_times = n_nodes, n_regions, n_likely, k, n_times
-        self.first = Pass(N_MAPS, width, n_blocks)
-        self.second = Pass(N_MAPS + 2 * N_SCALES + 1, width, n_blocks)
+        self.first = Pass(N_MAPS, N_SCALES, width, n_blocks)
+        self.second = Pass(N_MAPS + 2 * N_SCALES + 1, 2 * N_SCALES, width, n_blocks)
         # begins as a soft choice among the best matching patches, over a weak ground
         self.sharpness = nn.Parameter(torch.tensor(0.5))
 

@@ -63,7 +63,9 @@ class Mesh:
 
     def pool_mean(self, values: Tensor) -> Tensor:
         """(n, n_sources, m) -> (n, n_nodes, m)"""
-        return (values[:, self.members] * self.weight[:, :, None]).sum(dim=2)
+        n, _, m = values.shape
+        total = values.new_zeros(n, len(self.members), m).index_add_(1, self.node_of, values)
+        return total * self.weight[:, :1]
 
     def pool_max(self, values: Tensor) -> Tensor:
         """(n, n_sources, m) -> (n, n_nodes, m)"""
