@@ -1,0 +1,291 @@
+"""Runs solvers over the held-out suite: cell by cell, on some processes, every case scored by every row."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rt_mmdf.core.errors import SolverError, WorkerFailed
+from rt_mmdf.evaluation.results import CaseResults, Cell
+from rt_mmdf.evaluation.rows import Image, RowGroup, make_groups
+from rt_mmdf.evaluation.suite import CELLS, SEED, Suite, held_out_suite
+from rt_mmdf.metrics.scoring import METRICS, CaseScorer
+from rt_mmdf.metrics.transport import has_transport
+
+Float32 = NDArray[np.float32]
+Progress = Callable[[str, float], None]
+
+PEAK, SETTING = "peak", "setting"  # beside METRICS: largest magnitude of a map; strength of regularisation that was chosen
+NOISE_SNR_DB = -100.0  # what is left of a source is a hundred-thousandth of the noise
+LOUD_DB = 10.0  # the cells that the peak on noise alone is compared with
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is evaluated.
+
+    solvers : names of classical rows, names or folders of networks
+    cells : of the suite
+    n_cases, n_transported : of each cell; the earth mover's distance is computed for some of them only
+    n_noise : cases of noise alone
+    head, noise_cov : see `held_out_suite`
+    n_processes : 1: in this one
+    """
+
+    solvers: tuple[str, ...]
+    cells: tuple[Cell, ...] = CELLS
+    n_cases: int = 500
+    n_transported: int = 50
+    n_noise: int = 500
+    seed: int = SEED
+    head: Path | None = None
+    noise_cov: Path | None = None
+    n_processes: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What came out.
+
+    results : METRICS, and "peak" (largest magnitude, in the unit of the map) and "setting" (what was chosen for the cell)
+    with_amplitude : rows whose maps are in nA m
+    noise_peaks : of each of these, (n_noise,) largest magnitudes on noise alone, nA m
+    """
+
+    plan: Plan
+    results: CaseResults
+    with_amplitude: tuple[str, ...]
+    noise_peaks: Mapping[str, Float32]
+    suite_description: str
+    duration_s: float
+
+    def signal_peaks(self, row: str) -> Float32:
+        """Largest magnitudes of a row's maps in all cells at 10 dB; empty where there is no such cell."""
+        loud = [i for i, cell in enumerate(self.results.cells) if cell[2] == LOUD_DB]
+        return np.concatenate([np.zeros(0, np.float32), *(self.results.of(PEAK, row, i) for i in loud)])
+
+
+def evaluate(plan: Plan, progress: Progress | None = None) -> Evaluation:
+    """Run a plan.
+
+    Raises
+    ------
+    ArtefactError, HeadModelError, NoiseCovarianceError
+        A network or head that is not there or does not fit.
+    SolverError
+        A row gave values that are not finite.
+    WorkerFailed
+        A process was killed (no memory left?).
+    """
+    report = progress or (lambda what, fraction: None)
+    start = time.monotonic()
+    suite = held_out_suite(plan.head, plan.noise_cov, lambda what, fraction: report(what, 0.1 * fraction))
+    report("solvers", 0.1)
+    bench = Bench(suite, make_groups(suite, plan.solvers), plan)
+    rows, with_amplitude = bench.rows, bench.with_amplitude
+    if plan.n_transported and not has_transport():
+        logger.warning("evaluate: no earth mover's distance without the package POT: pip install 'rt-mmdf[evaluation]'.")
+    # the heaviest first, so that no process is left alone with one at the end
+    order = sorted(range(len(plan.cells)), key=lambda i: -plan.cells[i][0] * plan.cells[i][1])
+    values = {
+        name: np.full((len(rows), len(plan.cells) * plan.n_cases), np.nan, dtype=np.float32)
+        for name in (*METRICS, PEAK, SETTING)
+    }
+    with _work(bench if plan.n_processes == 1 else None, plan) as work:
+        del bench
+        for done, (cell, found) in enumerate(work([Task(cell) for cell in order]), start=1):
+            for name, scores in found.items():
+                values[name][:, cell * plan.n_cases : (cell + 1) * plan.n_cases] = scores
+            report(f"{done} of {len(order)} cells", 0.1 + 0.88 * done / len(order))
+        cell_of_case = np.repeat(np.arange(len(plan.cells)), plan.n_cases)
+        results = CaseResults(rows, plan.cells, cell_of_case, values)
+        report("noise alone", 0.98)
+        quiet = next(iter(work([Task(None, _usual_settings(results))])))[1] if plan.n_noise and with_amplitude else {}
+    report("ready", 1.0)
+    peaks = {row: quiet[PEAK][rows.index(row)] for row in with_amplitude} if quiet else {}
+    return Evaluation(plan, results, with_amplitude, peaks, suite.description, time.monotonic() - start)
+
+
+def _usual_settings(results: CaseResults) -> dict[str, float]:
+    """For each row the setting that was chosen most often, at 10 dB where there are such cells."""
+    loud = np.isin(results.cell_of_case, [i for i, cell in enumerate(results.cells) if cell[2] == LOUD_DB])
+    chosen = results.values[SETTING][:, loud if loud.any() else slice(None)]
+    usual = {}
+    for row, settings in zip(results.solvers, chosen, strict=True):
+        kinds, counts = np.unique(settings, return_counts=True)
+        usual[row] = float(kinds[counts.argmax()])
+    return usual
+
+
+@dataclass(frozen=True)
+class Task:
+    """One cell, or noise alone with these settings of the rows.
+
+    cell : index into the cells of the plan; None for noise
+    """
+
+    cell: int | None
+    settings: Mapping[str, float] = field(default_factory=dict)
+
+
+class Bench:
+    """Suite and rows, ready to score cells."""
+
+    def __init__(self, suite: Suite, groups: Sequence[RowGroup], plan: Plan) -> None:
+        self._suite, self._groups, self._plan = suite, groups, plan
+        self.rows = tuple(row for group in groups for row in group.rows)
+        self.with_amplitude = tuple(row for group in groups for row in group.rows if row in group.with_amplitude)
+
+    def __call__(self, task: Task) -> dict[str, Float32]:
+        """(n_rows, n_cases) of each metric, "peak" and "setting"; for noise "peak" alone."""
+        return self._noise(task.settings) if task.cell is None else self._cell(self._plan.cells[task.cell])
+
+    def _cell(self, cell: Cell) -> dict[str, Float32]:
+        plan = self._plan
+        cases = self._suite.cases(cell, plan.n_cases, plan.seed)
+        n_transported = min(plan.n_transported, plan.n_cases) if has_transport() else 0
+        # spread over the cases, so that every head has its share
+        transported = np.unique(np.linspace(0, plan.n_cases - 1, n_transported).round().astype(int)).tolist()
+        scorer = CaseScorer(self._suite.space, cases.truth, cases.centres_mm, transported)
+        found = {name: np.full((len(self.rows), plan.n_cases), np.nan, np.float32) for name in (*METRICS, PEAK, SETTING)}
+        for group in self._groups:
+            best: dict[str, tuple[float, Image]] = {}
+            for image in group.images(cases):
+                error = float(self._errors(image, scorer, cell).mean())
+                if image.row not in best or error < best[image.row][0]:
+                    best[image.row] = error, image
+            for row, (_, image) in best.items():
+                number = self.rows.index(row)
+                for name, scores in scorer.scores(image.maps, row in group.with_amplitude).items():
+                    found[name][number] = scores
+                found[PEAK][number] = np.abs(image.maps).max(axis=0)
+                found[SETTING][number] = image.setting
+        return found
+
+    def _errors(self, image: Image, scorer: CaseScorer, cell: Cell) -> NDArray[np.float64]:
+        try:
+            return scorer.le_mm(image.maps)
+        except ValueError as error:
+            radius_mm, n_sources, snr_db = cell
+            wrong = int(np.count_nonzero(~np.isfinite(image.maps).all(axis=0)))
+            raise SolverError(
+                f"{image.row}: NaN or infinity in {wrong} of {image.maps.shape[1]} maps of the cell of {radius_mm:g} mm, "
+                f"{n_sources} sources, {snr_db:g} dB (setting {image.setting:g}); finite values are expected. A network "
+                "that does so has diverged in training: train it again."
+            ) from error
+
+    def _noise(self, settings: Mapping[str, float]) -> dict[str, Float32]:
+        cases = self._suite.cases((0.0, 1, NOISE_SNR_DB), self._plan.n_noise, self._plan.seed)
+        peaks = np.full((len(self.rows), self._plan.n_noise), np.nan, np.float32)
+        for group in self._groups:
+            for image in group.images(cases):
+                wanted = settings[image.row]
+                if np.isnan(image.setting) or np.isclose(image.setting, wanted):
+                    peaks[self.rows.index(image.row)] = np.abs(image.maps).max(axis=0)
+        return {PEAK: peaks}
+
+
+Work = Callable[[Sequence[Task]], Iterator[tuple[int, dict[str, Float32]]]]
+
+
+@contextmanager
+def _work(bench: Bench | None, plan: Plan) -> Iterator[Work]:
+    """What runs tasks and gives (number of the cell, or -1, and what was found) as they are done: here or in processes."""
+    if bench is not None:
+        own = bench
+        yield lambda tasks: ((_number(task), own(task)) for task in tasks)
+        return
+    context = multiprocessing.get_context("spawn")  # a fork of a process with torch's threads may hang
+    team: list[tuple[BaseProcess, Connection]] = []
+    with _one_thread_each():
+        for _ in range(plan.n_processes):
+            here, there = context.Pipe()
+            started = context.Process(target=_serve, args=(there, plan), daemon=True)
+            started.start()
+            there.close()
+            team.append((started, here))
+    try:
+        yield lambda tasks: _hand_out(team, tasks)
+    finally:
+        for process, _ in team:
+            process.terminate()
+            process.join()
+
+
+def _number(task: Task) -> int:
+    return -1 if task.cell is None else task.cell
+
+
+def _hand_out(
+    team: Sequence[tuple[BaseProcess, Connection]], tasks: Sequence[Task]
+) -> Iterator[tuple[int, dict[str, Float32]]]:
+    waiting = list(reversed(tasks))
+    busy = {}
+    for process, pipe in team:
+        if waiting:
+            pipe.send(waiting.pop())
+            busy[pipe] = process
+    while busy:
+        ready = wait([*busy, *(process.sentinel for process in busy.values())])
+        for pipe in [pipe for pipe in busy if pipe in ready or busy[pipe].sentinel in ready]:
+            try:
+                answer = pipe.recv()
+            except EOFError:
+                process = busy[pipe]
+                process.join()
+                raise WorkerFailed(
+                    f"evaluate: process {process.pid} died (exit code {process.exitcode}); -9 means that it was killed, "
+                    "mostly because no memory was left: use fewer processes (--processes 1), each takes about 1.5 GB."
+                ) from None
+            if isinstance(answer, BaseException):
+                raise answer
+            if waiting:
+                pipe.send(waiting.pop())
+            else:
+                del busy[pipe]
+            yield answer
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Processes that start within it compute on one thread; threads of several would only wait for each other."""
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _serve(pipe: Connection, plan: Plan) -> None:
+    """Life of a process: tasks in, findings or the error out."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is asked to stop, and stops its processes
+    try:
+        suite = held_out_suite(plan.head, plan.noise_cov)
+        bench = Bench(suite, make_groups(suite, plan.solvers), plan)
+        while True:
+            task = pipe.recv()
+            pipe.send((_number(task), bench(task)))
+    except EOFError:
+        return
+    except BaseException as error:  # whatever it is: the parent raises it
+        pipe.send(error)
