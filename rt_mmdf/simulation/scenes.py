@@ -145,15 +145,11 @@ def make_scene(
     own = cortex or true_cortex(nominal, truth)
     rng = np.random.default_rng(seed)
     channels = nominal.channels
-    kinds = np.array([kind.value for kind in channels.types])
     gain = truth.leadfield(names)
     if leadfield_noise:
         gain += leadfield_noise * np.sqrt(np.mean(gain**2, axis=1, keepdims=True)) * rng.standard_normal(gain.shape)
 
-    brain_share, _ = share_in_band(noise.band_hz, BROADBAND_HZ)
-    chosen = rng.choice(gain.shape[1], min(noise.n_brain_sources, gain.shape[1]), replace=False)
-    brain = gain[:, chosen] * brain_moment(gain[:, chosen], kinds, noise.eeg_brain_uv) * np.sqrt(brain_share)
-    colour = np.hstack([_sensors(nominal, kinds, noise), interference_fields(nominal, noise.interference_ft, rng), brain])
+    colour, n_brain = _colour(nominal, gain, noise, rng)
     entering = [name for name in names if used is None or name in used]
     info = imaging_info(nominal.info, entering, projs)
     measured = mne.Covariance(
@@ -169,7 +165,7 @@ def make_scene(
         nearest=own.nearest,
         truth_mm=own.truth_mm,
         colour=np.asarray(whitener.matrix @ colour, dtype=np.float32),
-        n_brain=brain.shape[1],
+        n_brain=n_brain,
         neighbours=own.neighbours,
         distance_mm=own.distance_mm,
     )
@@ -282,6 +278,30 @@ def _sharing(scene: Scene, first: Scene) -> Scene:
     """The same scene; what it knows of the nominal head in the very arrays of the first one."""
     common: dict[str, Any] = {key: getattr(first.arrays, key) for key in ("kinds", "layout", "positions_mm", "triangles")}
     return replace(scene, arrays=replace(scene.arrays, **common))
+
+
+def nominal_noise_cov(head: HeadModel, noise: SceneNoise, seed: int, projs: Sequence[mne.Projection] = ()) -> mne.Covariance:
+    """What a system in this noise would measure at rest, exactly, ready to whiten with.
+
+    Parameters
+    ----------
+    head : whose sensors and whose leadfield, for the brain noise; all of its channels enter
+    seed : of the places of brain sources
+    projs : SSP projectors of the system, which regularisation respects
+    """
+    colour, _ = _colour(head, head.leadfield(), noise, np.random.default_rng(seed))
+    exact = mne.Covariance(colour @ colour.T, list(head.ch_names), [], [], nfree=0, verbose="ERROR")
+    return regularised(exact, imaging_info(head.info, head.ch_names, projs), noise.regularisation)
+
+
+def _colour(head: HeadModel, gain: Float64, noise: SceneNoise, rng: np.random.Generator) -> tuple[Float64, int]:
+    """(n_channels, n_noise), SI units: white noise of unit variance to all noise; and how many columns are brain noise."""
+    kinds = np.array([kind.value for kind in head.channels.types])
+    brain_share, _ = share_in_band(noise.band_hz, BROADBAND_HZ)
+    chosen = rng.choice(gain.shape[1], min(noise.n_brain_sources, gain.shape[1]), replace=False)
+    brain = gain[:, chosen] * brain_moment(gain[:, chosen], kinds, noise.eeg_brain_uv) * np.sqrt(brain_share)
+    colour = np.hstack([_sensors(head, kinds, noise), interference_fields(head, noise.interference_ft, rng), brain])
+    return colour, brain.shape[1]
 
 
 def _sensors(head: HeadModel, kinds: NDArray[np.str_], noise: SceneNoise) -> Float64:
