@@ -18,6 +18,7 @@ from torch.nn.functional import embedding_bag
 
 from rt_mmdf.networks.interface import EEG, Batch, ForwardArrays
 
+SLOW_FROM = 0.03  # of the variance of whitened noise: brain noise above it keeps its 1/f spectrum
 CANDIDATES = 24  # places that are tried for a patch that must keep its distance from the others
 
 
@@ -140,8 +141,8 @@ class _SceneTensors:
         self.rank = scene.arrays.rank
         # one row per vertex: what a patch gathers lies together in memory
         self.fields = torch.from_numpy(np.ascontiguousarray(scene.gain.T)).to(owner.device)
-        self.colour = torch.from_numpy(np.ascontiguousarray(scene.colour.T)).to(owner.device)
-        self.n_brain = scene.n_brain
+        now, fast, slow = (torch.from_numpy(root).to(owner.device) for root in _noise_roots(scene.colour, scene.n_brain))
+        self.now, self.fast, self.slow = now, fast, slow
         self.nearest, self.truth_mm = owner.tensor(scene.nearest), owner.tensor(scene.truth_mm)
         self.neighbours, self.distance_mm = owner.tensor(scene.neighbours), owner.tensor(scene.distance_mm)
         self.is_eeg = owner.tensor(scene.arrays.kinds) == EEG
@@ -189,11 +190,11 @@ class _Draw:
             instant = self._instants()
             courses = self._courses(instant, n_patches, most)
             there = torch.cat([moment, size[:, most:] * scale[:, None] * silent], dim=1)
-            window = torch.einsum("np,npt,npc->nct", there, courses, fields) + self._noise_window()
+            window = torch.baddbmm(self._noise_window(), fields.transpose(1, 2), there[:, :, None] * courses)
             sample = window.gather(2, instant[:, None, None].expand(-1, window.shape[1], 1))[:, :, 0]
         else:
             window = None
-            sample = field + self.normal(self.n, scene.colour.shape[0]) @ scene.colour
+            sample = torch.addmm(field, self.normal(self.n, len(scene.now)), scene.now.T)
         if s.channel_dropout > 0 or s.modality_dropout > 0:
             kept = self._kept(sample.shape[1])
             sample = sample * kept
@@ -284,11 +285,11 @@ class _Draw:
     def _noise_window(self) -> Tensor:
         """(n, n_channels, n_times): sensors white at this rate, brain 1/f."""
         scene = self.scene
-        raw = self.normal(self.n, self.n_times, scene.colour.shape[0])
-        if scene.n_brain:
-            brain = raw[:, :, -scene.n_brain :]
-            raw = torch.cat([raw[:, :, : -scene.n_brain], _pink(brain.transpose(1, 2)).transpose(1, 2)], dim=2)
-        return (raw @ scene.colour).transpose(1, 2)
+        noise = torch.matmul(scene.fast, self.normal(self.n, scene.fast.shape[1], self.n_times))
+        if scene.slow.shape[1] == 0:
+            return noise
+        brain = _pink(self.normal(self.n, scene.slow.shape[1], self.n_times))
+        return torch.baddbmm(noise, scene.slow.expand(self.n, -1, -1), brain)
 
     def _kept(self, n_channels: int) -> Tensor:
         """(n, n_channels): 1 where a channel is there."""
@@ -301,6 +302,33 @@ class _Draw:
         # a head of one modality keeps it
         gone = gone & ~gone.all(dim=1, keepdim=True)
         return (kept & ~(lost & gone)).to(torch.float32)
+
+
+def _noise_roots(colour: NDArray[np.float32], n_brain: int) -> tuple[NDArray[np.float32], ...]:
+    """The noise of a scene from fewer columns than its colour has, which is what making it costs.
+
+    Returns
+    -------
+    now : (n_channels, n_channels)
+        ``now @ standard normal`` is the noise of one instant.
+    fast, slow : (n_channels, n_channels), (n_channels, n_slow)
+        Over time ``fast`` goes with white noise and ``slow`` with 1/f noise. Directions in which brain noise is weaker than
+        `SLOW_FROM` are white too; they hold some 1 % of its power. The sum has the covariance of the scene at each instant.
+    """
+    whole = colour.astype(np.float64)
+    brain = whole[:, whole.shape[1] - n_brain :]
+    values, vectors = np.linalg.eigh(brain @ brain.T)
+    loud = values > SLOW_FROM
+    slow = vectors[:, loud] * np.sqrt(values[loud])
+    slow *= np.sign(slow[np.abs(slow).argmax(axis=0), np.arange(slow.shape[1])])  # signs of eigenvectors are arbitrary
+    covariance = whole @ whole.T
+    there = np.asarray(whole.any(axis=1))
+
+    def root(part: NDArray[np.float64]) -> NDArray[np.float64]:
+        # Cholesky's root is unique: rounding, so the number of threads, hardly changes it
+        return np.asarray(np.linalg.cholesky(part + 1e-10 * np.eye(len(part))) * there[:, None])
+
+    return tuple(np.asarray(m, dtype=np.float32) for m in (root(covariance), root(covariance - slow @ slow.T), slow))
 
 
 def _pink(white: Tensor) -> Tensor:

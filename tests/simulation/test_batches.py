@@ -113,6 +113,12 @@ def test_noise_of_a_window_has_that_covariance_too_and_brain_noise_is_slow(plain
     loudest = float(np.sum((direction @ brain) ** 2) / np.sum((direction @ plain_scene.colour) ** 2))
     ratio = float(power[1:4].mean() / power[20:].mean())
     assert ratio > 1 + 2 * loudest
+    # without brain noise there is nothing slow
+    bare = replace(plain_scene, colour=plain_scene.colour[:, : -plain_scene.n_brain], n_brain=0)
+    window = BatchGenerator([bare], quiet, seed=4).batch(0)[0].window
+    assert window is not None
+    power = (torch.fft.rfft(torch.einsum("c,nct->nt", torch.from_numpy(direction), window)).abs() ** 2).mean(dim=0)
+    assert float(power[1:4].mean() / power[20:].mean()) == pytest.approx(1, abs=0.1)
 
 
 def test_a_window_holds_its_sample_and_a_silent_patch_is_not_in_it(plain_scene: Scene) -> None:
