@@ -6,8 +6,10 @@ Brown-Forsythe test for their variance, both with Holm's correction over all cel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
 from typing import Literal
 
 import numpy as np
@@ -66,55 +68,77 @@ def summary(values: ArrayLike, rng: np.random.Generator, n_resamples: int = N_RE
     Efron & Tibshirani (1993), percentile intervals. The median of a resample is one of its middle order statistics, and
     those of uniform draws are beta distributed: it is drawn directly, exactly as if the resample had been drawn and sorted.
     """
-    ordered = np.asarray(values, dtype=np.float64).ravel()
-    ordered = np.sort(ordered[~np.isnan(ordered)])
-    n = len(ordered)
-    if n == 0:
-        return Summary(0, *[float("nan")] * 9)
-    tails = 100 * np.array([(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    mean_low, mean_high = np.percentile(_resampled_means(ordered, rng, n_resamples), tails)
-    median_low, median_high = np.percentile(_resampled_medians(ordered, rng, n_resamples), tails)
-    lower, median, upper = np.percentile(ordered, [25, 50, 75])
-    return Summary(
-        n=n,
-        mean=float(ordered.mean()),
-        mean_low=float(mean_low),
-        mean_high=float(mean_high),
-        median=float(median),
-        median_low=float(median_low),
-        median_high=float(median_high),
-        lower_quartile=float(lower),
-        upper_quartile=float(upper),
-        variance=float(ordered.var(ddof=1)) if n > 1 else float("nan"),
-    )
-
-
-def _resampled_means(ordered: Array, rng: np.random.Generator, n_resamples: int) -> Array:
-    n = len(ordered)
-    step = max(1, BLOCK // n)
-    sizes = [min(step, n_resamples - start) for start in range(0, n_resamples, step)]
-    return np.concatenate([ordered[rng.integers(0, n, (size, n))].mean(axis=1) for size in sizes])
-
-
-def _resampled_medians(ordered: Array, rng: np.random.Generator, n_resamples: int) -> Array:
-    n = len(ordered)
-    middle = (n + 1) // 2  # rank of the median, or of the lower of the two values that it lies between
-    at = rng.beta(middle, n - middle + 1, n_resamples)
-    median = ordered[np.minimum((n * at).astype(np.intp), n - 1)]
-    if n % 2:
-        return median
-    above = at + (1 - at) * rng.beta(1, n - middle, n_resamples)
-    return 0.5 * (median + ordered[np.minimum((n * above).astype(np.intp), n - 1)])
+    known = np.asarray(values, dtype=np.float64).ravel()
+    known = known[~np.isnan(known)]
+    return _summaries_of(known[np.newaxis], rng, n_resamples)[0]
 
 
 def summaries(results: CaseResults, metric: str, seed: int = 0) -> dict[tuple[str, Cell], Summary]:
-    """Summary of one metric for each solver and cell."""
-    rng = np.random.default_rng(seed)
-    return {
-        (solver, cell): summary(results.of(metric, solver, i), rng)
-        for solver in results.solvers
-        for i, cell in enumerate(results.cells)
-    }
+    """Summary of one metric for each solver and cell. Cells with the same number of values share the resamples."""
+    known = {}
+    for solver in results.solvers:
+        for i, cell in enumerate(results.cells):
+            values = results.of(metric, solver, i).astype(np.float64)
+            known[solver, cell] = values[~np.isnan(values)]
+    found: dict[tuple[str, Cell], Summary] = {}
+    for n in sorted({len(values) for values in known.values()}):
+        keys = [key for key, values in known.items() if len(values) == n]
+        own = _summaries_of(np.stack([known[key] for key in keys]), np.random.default_rng((seed, n)), N_RESAMPLES)
+        found.update(zip(keys, own, strict=True))
+    return {key: found[key] for key in known}
+
+
+def _summaries_of(values: Array, rng: np.random.Generator, n_resamples: int) -> list[Summary]:
+    """Of each row of (n_samples, n) values without NaN."""
+    n = values.shape[1]
+    if n == 0:
+        return [Summary(0, *[float("nan")] * 9)] * len(values)
+    ordered = np.sort(values, axis=1)
+    tails = 100 * np.array([(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    means = np.percentile(_resampled_means(ordered, rng, n_resamples), tails, axis=1)
+    medians = np.percentile(_resampled_medians(ordered, rng, n_resamples), tails, axis=1)
+    quartiles = np.percentile(ordered, [25, 50, 75], axis=1)
+    variances = ordered.var(axis=1, ddof=1) if n > 1 else np.full(len(ordered), np.nan)
+    return [
+        Summary(
+            n=n,
+            mean=float(ordered[i].mean()),
+            mean_low=float(means[0, i]),
+            mean_high=float(means[1, i]),
+            median=float(quartiles[1, i]),
+            median_low=float(medians[0, i]),
+            median_high=float(medians[1, i]),
+            lower_quartile=float(quartiles[0, i]),
+            upper_quartile=float(quartiles[2, i]),
+            variance=float(variances[i]),
+        )
+        for i in range(len(ordered))
+    ]
+
+
+def _resampled_means(ordered: Array, rng: np.random.Generator, n_resamples: int) -> Array:
+    """(n_samples, n_resamples)."""
+    n = ordered.shape[1]
+    step = max(1, BLOCK // n)
+    means = []
+    for start in range(0, n_resamples, step):
+        size = min(step, n_resamples - start)
+        drawn = rng.integers(0, n, (size, n)) + n * np.arange(size)[:, None]
+        times_drawn = np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n).astype(np.float64)
+        means.append(ordered @ times_drawn.T / n)
+    return np.concatenate(means, axis=1)
+
+
+def _resampled_medians(ordered: Array, rng: np.random.Generator, n_resamples: int) -> Array:
+    """(n_samples, n_resamples)."""
+    n = ordered.shape[1]
+    middle = (n + 1) // 2  # rank of the median, or of the lower of the two values that it lies between
+    at = rng.beta(middle, n - middle + 1, n_resamples)
+    median = ordered[:, np.minimum((n * at).astype(np.intp), n - 1)]
+    if n % 2:
+        return median
+    above = at + (1 - at) * rng.beta(1, n - middle, n_resamples)
+    return 0.5 * (median + ordered[:, np.minimum((n * above).astype(np.intp), n - 1)])
 
 
 def holm(p: ArrayLike) -> Array:
@@ -203,6 +227,12 @@ class Comparison:
         agrees = self.direction < 0 if self.better == "lower" else self.direction > 0
         return self.in_favour and agrees and self.p_holm < SIGNIFICANT
 
+    @property
+    def against(self) -> bool:
+        """Ours is worse, and the test says so."""
+        agrees = self.direction > 0 if self.better == "lower" else self.direction < 0
+        return not self.in_favour and agrees and self.p_holm < SIGNIFICANT
+
 
 def compare(
     results: CaseResults, metric: str, ours: str, better: Better = "lower", others: Sequence[str] | None = None
@@ -218,8 +248,28 @@ def compare(
     -------
     Cells by rows, those without a common case left out. Holm's family is all that is returned.
     """
+    return _compared(results, metric, ours, better, _rows(results, ours, others))
+
+
+def compare_variance(
+    results: CaseResults, metric: str, ours: str, others: Sequence[str] | None = None
+) -> tuple[Comparison, ...]:
+    """As `compare`, of variances and with Brown-Forsythe tests; a smaller variance is better."""
+    return _compared_variances(results, metric, ours, _rows(results, ours, others))
+
+
+def _rows(results: CaseResults, ours: str, others: Sequence[str] | None) -> tuple[str, ...]:
+    results.row(ours)
+    return tuple(row for row in (results.solvers if others is None else others) if row != ours)
+
+
+# Thousands of tests take some seconds, and tables and verdicts rest on the same ones.
+@lru_cache(maxsize=16)
+def _compared(
+    results: CaseResults, metric: str, ours: str, better: Better, others: tuple[str, ...]
+) -> tuple[Comparison, ...]:
     found = []
-    for i, cell, other in _pairs(results, ours, others):
+    for (i, cell), other in product(enumerate(results.cells), others):
         mine, theirs = _common(results, metric, i, ours, other)
         if len(mine) == 0:
             continue
@@ -229,12 +279,10 @@ def compare(
     return _corrected(metric, ours, better, found)
 
 
-def compare_variance(
-    results: CaseResults, metric: str, ours: str, others: Sequence[str] | None = None
-) -> tuple[Comparison, ...]:
-    """As `compare`, of variances and with Brown-Forsythe tests; a smaller variance is better."""
+@lru_cache(maxsize=16)
+def _compared_variances(results: CaseResults, metric: str, ours: str, others: tuple[str, ...]) -> tuple[Comparison, ...]:
     found = []
-    for i, cell, other in _pairs(results, ours, others):
+    for (i, cell), other in product(enumerate(results.cells), others):
         mine, theirs = _common(results, metric, i, ours, other)
         if len(mine) < 2:
             continue
@@ -243,12 +291,6 @@ def compare_variance(
         p = brown_forsythe(mine, theirs)
         found.append((cell, other, len(mine), *values, ratio, values[0] - values[1], p))
     return _corrected(metric, ours, "lower", found)
-
-
-def _pairs(results: CaseResults, ours: str, others: Sequence[str] | None) -> Iterable[tuple[int, Cell, str]]:
-    results.row(ours)
-    rows = [row for row in (results.solvers if others is None else others) if row != ours]
-    return ((i, cell, row) for i, cell in enumerate(results.cells) for row in rows)
 
 
 def _common(results: CaseResults, metric: str, cell: int, ours: str, other: str) -> tuple[Array, Array]:
@@ -348,8 +390,8 @@ def _seed_verdicts(results: CaseResults, rows: list[str]) -> tuple[Verdict, ...]
     if SEED not in rows:
         return (Verdict(lower, said.format("each modality alone"), 0, 0, note=f"{SEED} was not evaluated"),)
     table = [row for row in rows if row not in (FUSION, SEED)]
-    errors = compare(results, "le_mm", SEED, others=table)
-    variances = compare_variance(results, "le_mm", SEED, others=table)
+    errors = compare(results, "le_mm", SEED, others=[row for row in rows if row != SEED])
+    variances = compare_variance(results, "le_mm", SEED, [row for row in rows if row != SEED])
     found = [_judged(lower, said.format(alone), [c for c in errors if c.other == alone], "mm") for alone in SEED_ALONE]
     topic, claim = smaller.split(": ")
     for other in table:
@@ -411,7 +453,7 @@ def _judged(
     """A claim that consists of comparisons; the note counts them in favour and against."""
     failing = tuple(_told(c, unit) for c in comparisons if not passes(c))
     favour, proven = sum(c.in_favour for c in comparisons), sum(c.proven for c in comparisons)
-    against = sum(c.p_holm < SIGNIFICANT and not c.in_favour for c in comparisons)
+    against = sum(c.against for c in comparisons)
     note = f"better in {favour} of {len(comparisons)}, proven in {proven}, proven worse in {against}" if comparisons else ""
     return Verdict(topic, claim, len(comparisons) - len(failing), len(comparisons), failing, note)
 

@@ -1,0 +1,373 @@
+"""The report of an evaluation: one HTML file that needs nothing else, to be read on a screen or printed."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from rt_mmdf.core.errors import SinkError
+from rt_mmdf.evaluation.figure import metric_figure
+from rt_mmdf.evaluation.real import RealMap
+from rt_mmdf.evaluation.results import CaseResults, Cell
+from rt_mmdf.evaluation.statistics import (
+    CONFIDENCE,
+    FUSION,
+    SEED,
+    SIGNIFICANT,
+    Better,
+    Comparison,
+    Summary,
+    Verdict,
+    compare,
+    compare_variance,
+    summaries,
+    verdicts,
+)
+
+Statistic = Literal["mean", "median", "variance", "iqr"]
+
+
+@dataclass(frozen=True)
+class Table:
+    """One statistic of one metric, as a table of solvers by cells.
+
+    better : which values are better; a number: those nearest to it (by their ratio); None: none is
+    """
+
+    metric: str
+    statistic: Statistic
+    heading: str
+    digits: int
+    better: Better | float | None = "lower"
+
+
+TABLES = (
+    Table("le_mm", "mean", "Localisation error, mean, mm", 1),
+    Table("le_mm", "median", "Localisation error, median, mm", 1),
+    Table("le_mm", "iqr", "Localisation error, interquartile range, mm", 1),
+    Table("le_mm", "variance", "Localisation error, variance, mm²", 0),
+    Table("auc", "mean", "Area under the ROC curve, mean", 3, "higher"),
+    Table("auc_close", "mean", "Area under the ROC curve, near sources only, mean", 3, "higher"),
+    Table("auc_far", "mean", "Area under the ROC curve, far sources only, mean", 3, "higher"),
+    Table("emd_mm", "mean", "Earth mover's distance, mean, mm", 1),
+    Table("sd_mm", "median", "Spatial dispersion, median, mm", 1, None),
+    Table("area_ratio", "median", "Area above half maximum over the true one, median", 2, 1.0),
+    Table("amplitude_ratio", "median", "Moment within 20 mm over the true one, median", 2, 1.0),
+    Table("dice", "mean", "Overlap at Otsu's threshold (Dice), mean", 2, "higher"),
+    Table("nmse", "median", "Normalised mean square error, median", 2),
+    Table("correlation", "median", "Correlation of time courses, median", 2, "higher"),
+)
+
+STYLE = """
+:root { --ink: #1c1c1c; --soft: #5a5a5a; --line: #d9d9d9; --best: #e3eef8; --good: #1a6e35; --bad: #a3261e; }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: #fff }
+body { max-width: 1500px; margin: 2em auto; padding: 0 1.5em }
+h1 { font-size: 1.7em; margin-bottom: .2em } h2 { font-size: 1.3em; margin-top: 2.2em; border-bottom: 2px solid var(--line) }
+h3 { font-size: 1.05em; margin: 1.8em 0 .4em }
+p.note { color: var(--soft); max-width: 70em }
+table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; margin: .4em 0 1em }
+th, td { padding: .22em .5em; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap }
+th { font-weight: 600 } thead th { border-bottom: 1px solid #999 } tbody th, td.text { text-align: left }
+th.first, td.first { border-left: 1px solid #999 }
+th.group { text-align: center }
+td.best { background: var(--best); font-weight: 700 }
+td.good { color: var(--good); font-weight: 600 } td.good::after { content: "\\2009\\2713" }
+td.bad { color: var(--bad); font-weight: 600 } td.bad::after { content: "\\2009\\2717" }
+td.open { color: var(--soft) }
+table.facts td { white-space: normal }
+.wide { overflow-x: auto }
+.verdict { margin: .7em 0; padding-left: 1em; border-left: 5px solid #999 }
+.verdict.holds { border-color: var(--good) } .verdict.not { border-color: var(--bad) }
+.verdict.part { border-color: #c98a00 }
+.verdict b { margin-right: .4em } .verdict small { color: var(--soft); display: block }
+.verdict ul { columns: 26em; font-size: 13px; margin: .3em 0; padding-left: 1.3em }
+figure { margin: 1em 0 2em } figure img { max-width: 100%; height: auto } figcaption { color: var(--soft) }
+code { font-size: .92em; overflow-wrap: anywhere }
+@page { size: A4 landscape; margin: 12mm }
+@media print {
+  body { max-width: none; margin: 0; padding: 0; font-size: 9.5pt } table { font-size: 7pt } .wide { overflow: visible }
+  th, td { padding: .12em .3em } figure, .verdict, tr { break-inside: avoid } h2, h3 { break-after: avoid }
+}
+"""
+
+
+@dataclass(frozen=True)
+class RealSection:
+    """What came of a real recording."""
+
+    maps: Sequence[RealMap]
+    figure: Figure
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is reported.
+
+    facts : name to value: command, versions, heads, seed, number of cases, duration
+    comparisons : heading to comparisons of one row with the others
+    figures : caption to figure
+    notes : paragraphs below the facts
+    """
+
+    title: str
+    facts: Mapping[str, str]
+    results: CaseResults
+    summaries: Mapping[str, Mapping[tuple[str, Cell], Summary]]
+    verdicts: Sequence[Verdict] = ()
+    comparisons: Mapping[str, Sequence[Comparison]] = field(default_factory=dict)
+    figures: Mapping[str, Figure] = field(default_factory=dict)
+    real: RealSection | None = None
+    notes: Sequence[str] = ()
+
+    def html(self) -> str:
+        """The whole file; images are in it."""
+        parts = [
+            f"<h1>{escape(self.title)}</h1>",
+            _facts(self.facts),
+            *(f'<p class="note">{escape(note)}</p>' for note in self.notes),
+        ]
+        if self.verdicts:
+            parts += ["<h2>What was to be shown</h2>", *map(_verdict, self.verdicts)]
+        if self.figures:
+            parts += ["<h2>Figures</h2>", *(_figure(figure, caption) for caption, figure in self.figures.items())]
+        if self.real is not None:
+            parts += _real(self.real)
+        parts += ["<h2>Tables</h2>", f'<p class="note">{escape(_how_to_read(self.results))}</p>']
+        for table in TABLES:
+            if table.metric in self.summaries:
+                parts += [f"<h3>{escape(table.heading)}</h3>", *_tables(table, self.results, self.summaries[table.metric])]
+        if self.comparisons:
+            parts += ["<h2>Tests</h2>", f'<p class="note">{escape(TESTS)}</p>']
+            for heading, comparisons in self.comparisons.items():
+                parts += [f"<h3>{escape(heading)}</h3>", *_comparison_tables(comparisons)]
+        body = "\n".join(parts)
+        return (
+            f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(self.title)}</title>\n'
+            f"<style>{STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
+        )
+
+
+TESTS = (
+    "Errors: paired signed-rank tests (Wilcoxon) and the median difference, ours less the other's. Variances: "
+    "Brown-Forsythe tests and the ratio, ours over the other's. All p values are two-sided and corrected over the whole "
+    f"table (Holm). Green, \u2713: ours is better, p < {SIGNIFICANT:g}; red, \u2717: ours is worse, p < {SIGNIFICANT:g}; "
+    "grey: not told apart. Point at a number for the means and the p value."
+)
+
+
+def report_of(
+    results: CaseResults,
+    facts: Mapping[str, str],
+    *,
+    title: str = "Evaluation",
+    more_verdicts: Sequence[Verdict] = (),
+    pictures: Mapping[str, Figure] | None = None,
+    real: RealSection | None = None,
+    ceilings: Sequence[str] = (),
+    notes: Sequence[str] = (),
+    seed: int = 0,
+) -> Report:
+    """Everything that the results hold: summaries, tests of `fusion` and `mmdf` against the others, verdicts, figures.
+
+    Parameters
+    ----------
+    facts : what was run
+    more_verdicts : claims that rest on more than the results (`rt_mmdf.evaluation.statistics.noise_verdict`)
+    pictures : caption to figure, shown before those of the metrics
+    ceilings : rows that are bounds, not competitors
+    seed : of the bootstrap
+    """
+    found = {metric: summaries(results, metric, seed) for metric in results.values}
+    competitors = [row for row in results.solvers if row not in ceilings]
+    comparisons: dict[str, Sequence[Comparison]] = {}
+    for ours in (FUSION, SEED):
+        others = [row for row in competitors if row != ours]
+        if ours in competitors and others:
+            comparisons |= {
+                f"{ours}, localisation error, mm": compare(results, "le_mm", ours, others=others),
+                f"{ours}, variance of the localisation error": compare_variance(results, "le_mm", ours, others),
+            }
+            if "auc" in found:
+                heading = f"{ours}, area under the ROC curve"
+                comparisons[heading] = compare(results, "auc", ours, "higher", others)
+    figures = dict(pictures or {})
+    whiskers = "means with 95 % bootstrap intervals"
+    figures[f"Localisation error over the size of the patch: {whiskers}"] = metric_figure(found["le_mm"], "le_mm")
+    if "auc" in found:
+        figures[f"Area under the ROC curve over the size of the patch: {whiskers}"] = metric_figure(found["auc"], "auc")
+    figures["Variance of the localisation error over the size of the patch"] = metric_figure(
+        found["le_mm"], "le_mm", "variance"
+    )
+    claims = (*verdicts(results, ceilings=ceilings), *more_verdicts)
+    return Report(title, facts, results, found, claims, comparisons, figures, real, notes)
+
+
+def write_report(report: Report, path: Path) -> None:
+    """Write the HTML file, replacing an earlier one; SinkError if that is not possible."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(report.html(), encoding="utf-8")
+    except OSError as error:
+        raise SinkError(
+            f"report {path}: cannot be written ({error.strerror or error}). Free some space or choose another place."
+        ) from error
+
+
+def _facts(facts: Mapping[str, str]) -> str:
+    rows = "".join(f'<tr><th>{escape(name)}</th><td class="text">{escape(value)}</td></tr>' for name, value in facts.items())
+    return f'<table class="facts"><tbody>{rows}</tbody></table>'
+
+
+def _verdict(verdict: Verdict) -> str:
+    kind = {"holds": "holds", "holds in part": "part", "does not hold": "not", "not tested": "untested"}[verdict.outcome]
+    count = f" ({verdict.n_passed} of {verdict.n_tested})" if verdict.n_tested else ""
+    note = f"<small>{escape(verdict.note)}</small>" if verdict.note else ""
+    failing = "".join(f"<li>{escape(line)}</li>" for line in verdict.failing)
+    return (
+        f'<div class="verdict {kind}"><b>{escape(verdict.topic)}</b> {escape(verdict.claim)}: '
+        f"<b>{verdict.outcome}{count}</b>{note}{f'<ul>{failing}</ul>' if failing else ''}</div>"
+    )
+
+
+def _figure(figure: Figure, caption: str) -> str:
+    with io.BytesIO() as file:
+        figure.savefig(file, format="png")
+        data = base64.b64encode(file.getvalue()).decode("ascii")
+    width = round(figure.get_figwidth() * figure.dpi)
+    return (
+        f'<figure><img width="{width}" alt="{escape(caption)}" src="data:image/png;base64,{data}">'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+    )
+
+
+def _how_to_read(results: CaseResults) -> str:
+    per_cell = np.bincount(results.cell_of_case, minlength=len(results.cells))
+    n = f"{per_cell.min()}" if per_cell.min() == per_cell.max() else f"{per_cell.min()} to {per_cell.max()}"
+    return (
+        f"Rows are solvers, columns are cells: radius of the patch and, below it, SNR in dB; {n} cases each. The best value "
+        f"of a column is marked. Point at a number for its {CONFIDENCE:.0%} bootstrap interval, quartiles and number of "
+        "cases."
+    )
+
+
+def _tables(table: Table, results: CaseResults, found: Mapping[tuple[str, Cell], Summary]) -> Iterable[str]:
+    """One for each number of sources."""
+    for n_sources in sorted({cell[1] for cell in results.cells}):
+        cells = sorted(cell for cell in results.cells if cell[1] == n_sources)
+        cells = [cell for cell in cells if any(found[row, cell].n for row in results.solvers)]
+        values = {
+            (row, cell): float(getattr(found[row, cell], table.statistic)) for row in results.solvers for cell in cells
+        }
+        rows = [row for row in results.solvers if any(not np.isnan(values[row, cell]) for cell in cells)]
+        if not rows:
+            continue
+        best = {cell: _best([values[row, cell] for row in rows], table.better) for cell in cells}
+
+        entries = {
+            (row, cell): _entry(value, best[cell], table.digits, found[row, cell]) for (row, cell), value in values.items()
+        }
+        yield _grid(f"{n_sources} source{'s' if n_sources > 1 else ''}", rows, cells, entries)
+
+
+def _entry(value: float, best: float, digits: int, summary: Summary) -> str:
+    if np.isnan(value):
+        return "<td></td>"
+    kind = ' class="best"' if f"{value:.{digits}f}" == f"{best:.{digits}f}" else ""
+    return f'<td{kind} title="{escape(_details(summary))}">{value:.{digits}f}</td>'
+
+
+def _best(values: Sequence[float], better: Better | float | None) -> float:
+    known = np.array([value for value in values if not np.isnan(value)])
+    if better is None or len(known) == 0:
+        return float("nan")
+    if better == "lower":
+        return float(known.min())
+    if better == "higher":
+        return float(known.max())
+    with np.errstate(divide="ignore", invalid="ignore"):
+        apart = np.where(known > 0, np.abs(np.log(known / float(better))), np.inf)
+    return float(known[apart.argmin()])
+
+
+def _details(s: Summary) -> str:
+    return (
+        f"n {s.n}; mean {s.mean:.4g} ({s.mean_low:.4g} to {s.mean_high:.4g}); median {s.median:.4g} ({s.median_low:.4g} to "
+        f"{s.median_high:.4g}); quartiles {s.lower_quartile:.4g} and {s.upper_quartile:.4g}; variance {s.variance:.4g}"
+    )
+
+
+def _comparison_tables(comparisons: Sequence[Comparison]) -> Iterable[str]:
+    rows = list(dict.fromkeys(c.other for c in comparisons))
+    entries = {(c.other, c.cell): _compared(c) for c in comparisons}
+    for n_sources in sorted({c.cell[1] for c in comparisons}):
+        cells = sorted({c.cell for c in comparisons if c.cell[1] == n_sources})
+        yield _grid(f"{n_sources} source{'s' if n_sources > 1 else ''}", rows, cells, entries)
+
+
+def _compared(c: Comparison) -> str:
+    kind = "good" if c.proven else "bad" if c.against else "open"
+    title = f"{c.ours} {c.ours_value:.4g}, {c.other} {c.other_value:.4g}; corrected p = {c.p_holm:.2g}; n {c.n}"
+    return f'<td class="{kind}" title="{escape(title)}">{c.effect:.{3 if c.metric.startswith("auc") else 2}f}</td>'
+
+
+def _grid(corner: str, rows: Sequence[str], cells: Sequence[Cell], entries: Mapping[tuple[str, Cell], str]) -> str:
+    """Rows by cells, the cells grouped by their radius; entries that are not there stay empty."""
+    radii = list(dict.fromkeys(cell[0] for cell in cells))
+    widths = {radius: sum(cell[0] == radius for cell in cells) for radius in radii}
+    groups = "".join(f'<th class="group first" colspan="{widths[radius]}">{radius:g} mm</th>' for radius in radii)
+    firsts = {next(cell for cell in cells if cell[0] == radius) for radius in radii}
+    ratios = "".join(f"<th{' class=first' if cell in firsts else ''}>{cell[2]:g}</th>" for cell in cells)
+    body = ""
+    for row in rows:
+        of_row = "".join(entries.get((row, cell), "<td></td>") for cell in cells)
+        body += f"<tr><th>{escape(row)}</th>{of_row}</tr>"
+    return (
+        f'<div class="wide"><table><thead><tr><th>{escape(corner)}</th>{groups}</tr><tr><th>dB</th>{ratios}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def _real(section: RealSection) -> list[str]:
+    names = ("condition", "trials", "solver", "peak, MRI mm", "at, ms", "side", "where expected", "sd, mm", "peak value")
+    head = "".join(f"<th>{name}</th>" for name in names)
+    rows = []
+    for found in section.maps:
+        x, y, z = (round(value) for value in found.position_mm)
+        where = {None: "not known", True: "yes", False: "no"}[found.in_region]
+        kind = {None: "open", True: "good", False: "bad"}[found.in_region]
+        rows.append(
+            f'<tr><th>{escape(found.condition)}</th><td>{found.n_trials}</td><td class="text">{escape(found.solver)}</td>'
+            f"<td>{x}, {y}, {z}</td><td>{1e3 * found.time_s:.0f}</td><td>{found.hemisphere}</td>"
+            f'<td class="{kind}">{where}</td><td>{found.sd_mm:.1f}</td><td>{_amplitude(found)}</td></tr>'
+        )
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    note = f'<p class="note">{escape(section.note)}</p>' if section.note else ""
+    return ["<h2>Real evoked responses</h2>", note, table, _figure(section.figure, "Maps at the instant of each peak")]
+
+
+def _amplitude(found: RealMap) -> str:
+    value = float(np.abs(found.values[found.peak]))
+    if found.unit != "A m":
+        return f"{value:.1f}"
+    spread = "" if found.deviation is None else f" ± {1e9 * found.deviation:.1f}"
+    return f"{1e9 * value:.1f}{spread} nA m"
+
+
+def describe(verdicts: Sequence[Verdict]) -> str:
+    """The verdicts as plain text, what failed below each."""
+    lines = []
+    for verdict in verdicts:
+        count = f" ({verdict.n_passed} of {verdict.n_tested})" if verdict.n_tested else ""
+        note = f"; {verdict.note}" if verdict.note else ""
+        lines.append(f"{verdict.topic}: {verdict.claim}: {verdict.outcome}{count}{note}")
+        lines += [f"  {line}" for line in verdict.failing]
+    return "\n".join(lines)
