@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 from rt_mmdf.backends.torch_backend import TorchBackend, load_weights
 from rt_mmdf.core.channels import Modality
-from rt_mmdf.core.errors import ArtefactError
+from rt_mmdf.core.errors import ArtefactError, ConfigurationError
 from rt_mmdf.evaluation.suite import Cases, Suite, View
 from rt_mmdf.headmodel.cache import array_digest, cached
 from rt_mmdf.headmodel.head import RecipeValue
 from rt_mmdf.networks.build import build_network
 from rt_mmdf.networks.interface import ForwardArrays
-from rt_mmdf.solvers.artefact import Artefact, find_model, load_artefact
+from rt_mmdf.solvers.artefact import Artefact, find_model, known_models, load_artefact
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -364,3 +364,29 @@ def make_groups(suite: Suite, solvers: Sequence[str]) -> list[RowGroup]:
             artefact = load_artefact(find_model(name))
             groups.append(NetworkRow(suite, artefact.name, artefact))
     return groups
+
+
+def check_solvers(suite: Suite, solvers: Sequence[str]) -> None:
+    """Find out early, and once for all processes, whether the rows can be made; what takes long to make is kept.
+
+    Raises
+    ------
+    ConfigurationError
+        No row, or one twice.
+    ArtefactError
+        As `make_groups`.
+    """
+    if not solvers or len(set(solvers)) < len(solvers):
+        raise ConfigurationError(
+            f"evaluate: solvers {', '.join(solvers) or 'none'} seen; at least one is expected, each once. Known: "
+            f"{', '.join((*CLASSICAL_ROWS, *ALONE_ROWS, *known_models()))}, and folders of artefacts."
+        )
+    if "eLORETA" in solvers:
+        for held_out in suite.scenes:
+            _kept_eloreta_variances(held_out.scene.arrays)
+    for name in solvers:
+        if name not in (*CLASSICAL_ROWS, *ALONE_ROWS):
+            artefact = load_artefact(find_model(name))
+            _channel_order(artefact, suite)
+            if not artefact.head_free:
+                artefact.check_head(suite.nominal)

@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rt_mmdf.core.errors import SolverError, WorkerFailed
 from rt_mmdf.evaluation.results import CaseResults, Cell
-from rt_mmdf.evaluation.rows import Image, RowGroup, make_groups
+from rt_mmdf.evaluation.rows import Image, RowGroup, check_solvers, make_groups
 from rt_mmdf.evaluation.suite import CELLS, SEED, Suite, held_out_suite
 from rt_mmdf.metrics.scoring import METRICS, CaseScorer
 from rt_mmdf.metrics.transport import has_transport
@@ -94,30 +95,26 @@ def evaluate(plan: Plan, progress: Progress | None = None) -> Evaluation:
     report = progress or (lambda what, fraction: None)
     start = time.monotonic()
     suite = held_out_suite(plan.head, plan.noise_cov, lambda what, fraction: report(what, 0.1 * fraction))
-    report("solvers", 0.1)
-    bench = Bench(suite, make_groups(suite, plan.solvers), plan)
-    rows, with_amplitude = bench.rows, bench.with_amplitude
     if plan.n_transported and not has_transport():
         logger.warning("evaluate: no earth mover's distance without the package POT: pip install 'rt-mmdf[evaluation]'.")
+    report("solvers", 0.1)
+    check_solvers(suite, plan.solvers)
     # the heaviest first, so that no process is left alone with one at the end
     order = sorted(range(len(plan.cells)), key=lambda i: -plan.cells[i][0] * plan.cells[i][1])
-    values = {
-        name: np.full((len(rows), len(plan.cells) * plan.n_cases), np.nan, dtype=np.float32)
-        for name in (*METRICS, PEAK, SETTING)
-    }
-    with _work(bench if plan.n_processes == 1 else None, plan) as work:
-        del bench
-        for done, (cell, found) in enumerate(work([Task(cell) for cell in order]), start=1):
+    with _team(suite, plan) as team:
+        rows, n_columns = team.rows, len(plan.cells) * plan.n_cases
+        values = {name: np.full((len(rows), n_columns), np.nan, np.float32) for name in (*METRICS, PEAK, SETTING)}
+        for done, (task, found) in enumerate(team.work([Task(cell) for cell in order]), start=1):
+            assert task.cell is not None
             for name, scores in found.items():
-                values[name][:, cell * plan.n_cases : (cell + 1) * plan.n_cases] = scores
+                values[name][:, task.cell * plan.n_cases : (task.cell + 1) * plan.n_cases] = scores
             report(f"{done} of {len(order)} cells", 0.1 + 0.88 * done / len(order))
-        cell_of_case = np.repeat(np.arange(len(plan.cells)), plan.n_cases)
-        results = CaseResults(rows, plan.cells, cell_of_case, values)
+        results = CaseResults(rows, plan.cells, np.repeat(np.arange(len(plan.cells)), plan.n_cases), values)
         report("noise alone", 0.98)
-        quiet = next(iter(work([Task(None, _usual_settings(results))])))[1] if plan.n_noise and with_amplitude else {}
+        noise = [Task(None, _usual_settings(results))] if plan.n_noise and team.with_amplitude else []
+        peaks = {row: found[PEAK][rows.index(row)] for _, found in team.work(noise) for row in team.with_amplitude}
     report("ready", 1.0)
-    peaks = {row: quiet[PEAK][rows.index(row)] for row in with_amplitude} if quiet else {}
-    return Evaluation(plan, results, with_amplitude, peaks, suite.description, time.monotonic() - start)
+    return Evaluation(plan, results, team.with_amplitude, peaks, suite.description, time.monotonic() - start)
 
 
 def _usual_settings(results: CaseResults) -> dict[str, float]:
@@ -199,65 +196,102 @@ class Bench:
         return {PEAK: peaks}
 
 
-Work = Callable[[Sequence[Task]], Iterator[tuple[int, dict[str, Float32]]]]
+class _Team(Protocol):
+    """What runs tasks, here or in processes, and gives each with what was found as it is done."""
+
+    @property
+    def rows(self) -> tuple[str, ...]: ...
+
+    @property
+    def with_amplitude(self) -> tuple[str, ...]: ...
+
+    def work(self, tasks: Sequence[Task]) -> Iterator[tuple[Task, dict[str, Float32]]]: ...
+
+
+class _Alone:
+    """This process."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+        self.rows, self.with_amplitude = bench.rows, bench.with_amplitude
+
+    def work(self, tasks: Sequence[Task]) -> Iterator[tuple[Task, dict[str, Float32]]]:
+        return ((task, self._bench(task)) for task in tasks)
+
+
+class _Processes:
+    """Several processes, each with a suite and rows of its own."""
+
+    rows: tuple[str, ...]
+    with_amplitude: tuple[str, ...]
+
+    def __init__(self, plan: Plan) -> None:
+        context = multiprocessing.get_context("spawn")  # a fork of a process with torch's threads may hang
+        self._members: dict[Connection, BaseProcess] = {}
+        with _one_thread_each():
+            for _ in range(plan.n_processes):
+                here, there = context.Pipe()
+                member = context.Process(target=_serve, args=(there, plan), daemon=True)
+                member.start()
+                there.close()
+                self._members[here] = member
+        try:
+            for pipe in self._members:
+                self.rows, self.with_amplitude = self._answer(pipe)
+        except BaseException:
+            self.close()
+            raise
+
+    def work(self, tasks: Sequence[Task]) -> Iterator[tuple[Task, dict[str, Float32]]]:
+        waiting = list(reversed(tasks))
+        busy: dict[Connection, Task] = {}
+        for pipe in self._members:
+            if waiting:
+                busy[pipe] = waiting.pop()
+                pipe.send(busy[pipe])
+        while busy:
+            for ready in wait(list(busy)):
+                pipe = next(pipe for pipe in busy if pipe is ready)
+                found = self._answer(pipe)
+                done = busy.pop(pipe)
+                if waiting:
+                    busy[pipe] = waiting.pop()
+                    pipe.send(busy[pipe])
+                yield done, found
+
+    def _answer(self, pipe: Connection) -> Any:
+        """What a process says next; an error of its own is raised here."""
+        try:
+            answer = pipe.recv()
+        except (EOFError, ConnectionResetError):
+            member = self._members[pipe]
+            member.join()
+            raise WorkerFailed(
+                f"evaluate: process {member.pid} died (exit code {member.exitcode}); -9 means that it was killed, mostly "
+                "because no memory was left: use fewer processes (--processes 1), each takes about 1.5 GB."
+            ) from None
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    def close(self) -> None:
+        """End them, whatever they are doing."""
+        for pipe, member in self._members.items():
+            member.terminate()
+            member.join()
+            pipe.close()
 
 
 @contextmanager
-def _work(bench: Bench | None, plan: Plan) -> Iterator[Work]:
-    """What runs tasks and gives (number of the cell, or -1, and what was found) as they are done: here or in processes."""
-    if bench is not None:
-        own = bench
-        yield lambda tasks: ((_number(task), own(task)) for task in tasks)
+def _team(suite: Suite, plan: Plan) -> Iterator[_Team]:
+    if plan.n_processes == 1:
+        yield _Alone(Bench(suite, make_groups(suite, plan.solvers), plan))
         return
-    context = multiprocessing.get_context("spawn")  # a fork of a process with torch's threads may hang
-    team: list[tuple[BaseProcess, Connection]] = []
-    with _one_thread_each():
-        for _ in range(plan.n_processes):
-            here, there = context.Pipe()
-            started = context.Process(target=_serve, args=(there, plan), daemon=True)
-            started.start()
-            there.close()
-            team.append((started, here))
+    team = _Processes(plan)
     try:
-        yield lambda tasks: _hand_out(team, tasks)
+        yield team
     finally:
-        for process, _ in team:
-            process.terminate()
-            process.join()
-
-
-def _number(task: Task) -> int:
-    return -1 if task.cell is None else task.cell
-
-
-def _hand_out(
-    team: Sequence[tuple[BaseProcess, Connection]], tasks: Sequence[Task]
-) -> Iterator[tuple[int, dict[str, Float32]]]:
-    waiting = list(reversed(tasks))
-    busy = {}
-    for process, pipe in team:
-        if waiting:
-            pipe.send(waiting.pop())
-            busy[pipe] = process
-    while busy:
-        ready = wait([*busy, *(process.sentinel for process in busy.values())])
-        for pipe in [pipe for pipe in busy if pipe in ready or busy[pipe].sentinel in ready]:
-            try:
-                answer = pipe.recv()
-            except EOFError:
-                process = busy[pipe]
-                process.join()
-                raise WorkerFailed(
-                    f"evaluate: process {process.pid} died (exit code {process.exitcode}); -9 means that it was killed, "
-                    "mostly because no memory was left: use fewer processes (--processes 1), each takes about 1.5 GB."
-                ) from None
-            if isinstance(answer, BaseException):
-                raise answer
-            if waiting:
-                pipe.send(waiting.pop())
-            else:
-                del busy[pipe]
-            yield answer
+        team.close()
 
 
 @contextmanager
@@ -277,15 +311,15 @@ def _one_thread_each() -> Iterator[None]:
 
 
 def _serve(pipe: Connection, plan: Plan) -> None:
-    """Life of a process: tasks in, findings or the error out."""
+    """Life of a process: its rows, then tasks in and findings out; an error goes out instead."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is asked to stop, and stops its processes
     try:
         suite = held_out_suite(plan.head, plan.noise_cov)
         bench = Bench(suite, make_groups(suite, plan.solvers), plan)
+        pipe.send((bench.rows, bench.with_amplitude))
         while True:
-            task = pipe.recv()
-            pipe.send((_number(task), bench(task)))
+            pipe.send(bench(pipe.recv()))
     except EOFError:
         return
-    except BaseException as error:  # whatever it is: the parent raises it
+    except Exception as error:  # whatever it is: the parent raises it
         pipe.send(error)
