@@ -19,15 +19,13 @@ class Moments(Protocol):
     @property
     def moments(self) -> torch.Tensor: ...
 
-    @property
-    def deviation(self) -> torch.Tensor | None: ...
-
 
 class TorchBackend:
     """A network with the operators of one head, noise and set of channels.
 
     Networks that have a method ``prior(sample, window, prepared)`` split their work: the prior of a window is kept as its
-    context, and ``apply(samples, prior, prepared)`` images any samples under it. The context of the others is the window.
+    context, and ``estimate(samples, prior, prepared)`` images any samples under it; ``deviation(prior, prepared)`` is how
+    uncertain that is. The context of the others is the window.
 
     Parameters
     ----------
@@ -47,15 +45,21 @@ class TorchBackend:
         return self._network.prior(whole[:, :, -1], whole, self._prepared) if self._splits else whole
 
     @torch.inference_mode()
-    def image(self, samples: Float32, context: Any = None) -> tuple[Float32, Float32 | None]:
-        """Moments of samples (n, n_channels), and their deviation where the network knows one: (n, n_sources), nA m."""
-        given = torch.from_numpy(samples)
+    def image(self, samples: Float32, context: Any = None) -> Float32:
+        """Moments of samples (n, n_channels): (n, n_sources) nA m."""
         split = self._splits and context is not None
-        seen: Moments = (
-            self._network.apply(given, context, self._prepared) if split else self._network(given, context, self._prepared)
-        )
+        run = self._network.estimate if split else self._network
+        seen: Moments = run(torch.from_numpy(samples), context, self._prepared)
         moments: Float32 = seen.moments.numpy()
-        return moments, None if seen.deviation is None else seen.deviation.expand_as(seen.moments).numpy()
+        return moments
+
+    @torch.inference_mode()
+    def deviation(self, context: Any) -> Float32 | None:
+        """Posterior standard deviation under a context, (n_sources,) nA m; None for networks that know none."""
+        if not self._splits or not callable(getattr(self._network, "deviation", None)):
+            return None
+        deviation: Float32 = self._network.deviation(context, self._prepared)[0].numpy()
+        return deviation
 
     @torch.inference_mode()
     def image_cases(self, samples: Float32, windows: Float32 | None) -> Float32:

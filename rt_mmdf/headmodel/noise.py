@@ -52,6 +52,7 @@ def read_noise_cov(path: Path, ch_names: Sequence[str]) -> mne.Covariance:
         raise NoiseCovarianceError(
             f"noise covariance {path}: cannot be read ({type(error).__name__}: {error}); a -cov.fif is expected."
         ) from error
+    noise_cov["data"] = noise_cov["data"].astype(np.float64)  # a diagonal one is big-endian in the file: mne fails on that
     check_noise_cov(noise_cov, ch_names, where=f"noise covariance {path}")
     return noise_cov
 

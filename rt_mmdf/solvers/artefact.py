@@ -36,9 +36,10 @@ from safetensors import SafetensorError
 
 import rt_mmdf
 from rt_mmdf.core.channels import Channels, ChannelType
-from rt_mmdf.core.errors import ArtefactError, HeadModelError
+from rt_mmdf.core.errors import ArtefactError, HeadModelError, NoiseCovarianceError
 from rt_mmdf.headmodel.compact import compact_arrays, head_of_arrays, sketch, sketch_difference
 from rt_mmdf.headmodel.head import HeadModel, RecipeValue
+from rt_mmdf.headmodel.noise import read_noise_cov
 from rt_mmdf.headmodel.template import Progress, build_template
 
 if TYPE_CHECKING:
@@ -339,7 +340,7 @@ def load_artefact(folder: Path) -> Artefact:
             channels=channels,
             low_hz=given.get("low_hz"),
             high_hz=given.get("high_hz"),
-            noise_cov=mne.read_cov(folder / NOISE, verbose="ERROR"),
+            noise_cov=read_noise_cov(folder / NOISE, channels.names),
             head_name=str(head["name"]),
             head_kind=str(head["kind"]),
             head_recipe=dict(head["recipe"]),
@@ -355,7 +356,7 @@ def load_artefact(folder: Path) -> Artefact:
             and artefact.n_sources == content["sources"]["n_sources"]
             and artefact.n_times >= 1
         )
-    except (KeyError, TypeError, ValueError, OSError, SafetensorError) as error:
+    except (KeyError, TypeError, ValueError, OSError, SafetensorError, NoiseCovarianceError) as error:
         raise ArtefactError(
             f"model {folder}: its files fit their hashes but cannot be understood ({type(error).__name__}: {error}). It was "
             f"written by rt_mmdf {content.get('versions', {}).get('rt-mmdf', 'unknown')}; this is {rt_mmdf.__version__}. "
@@ -514,7 +515,7 @@ def _digest(content: Mapping[str, Any]) -> str:
 
 def _tensors(arrays: Mapping[str, NDArray[Any]]) -> bytes:
     # safetensors writes memory as it lies: an array in Fortran order would come back scrambled
-    data: bytes = safetensors.numpy.save({key: np.ascontiguousarray(values) for key, values in arrays.items()})
+    data: bytes = safetensors.numpy.save({key: np.array(values, order="C") for key, values in arrays.items()})
     return data
 
 

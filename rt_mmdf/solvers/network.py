@@ -41,11 +41,6 @@ class NetworkSolver:
     n_sources, n_channels : of the network
     rows : rows of the network that the rows of the stream are
     n_times, step, refresh : see above, samples
-
-    Attributes
-    ----------
-    deviation : (n_sources, n_new) float32, A m | None
-        Posterior standard deviation of the latest estimate, of networks that know one.
     """
 
     def __init__(
@@ -65,6 +60,7 @@ class NetworkSolver:
         self._n_sources, self._n_channels = n_sources, n_channels
         self._rows = None if np.array_equal(rows, np.arange(n_channels)) else rows
         self._n_times, self._step, self._refresh = n_times, step, refresh
+        self.reset()
         for n in WARM_UP:
             self._image(np.ones((n_channels, n_times * step + n), np.float32), n)
         self.reset()
@@ -73,7 +69,14 @@ class NetworkSolver:
         """Forget the window that was kept."""
         self._context: Any = None
         self._left = 0
-        self.deviation: Float32 | None = None
+
+    def deviation(self) -> Float32 | None:
+        """Posterior standard deviation of what is imaged now, (n_sources,) A m: how uncertain it is, whatever the sample.
+
+        None before the first estimate, and for networks that know none. It costs more than an estimate: not for every hop.
+        """
+        deviation = None if self._context is None else self._backend.deviation(self._context)
+        return None if deviation is None else deviation * A_M_PER_NA_M
 
     @property
     def n_sources(self) -> int:
@@ -115,12 +118,10 @@ class NetworkSolver:
         extreme = np.abs(columns).max(axis=0)  # NaN where there is one
         known = np.isfinite(extreme) & (extreme > 0)
         known[0] = True
-        return np.ascontiguousarray(columns[:, known][:, ::-1])
+        return np.array(columns[:, known][:, ::-1], order="C")  # not ascontiguousarray: one column keeps its negative stride
 
-    def _estimate(self, parts: Sequence[tuple[Float32, Float32 | None]]) -> Float32:
-        deviations = [deviation for _, deviation in parts if deviation is not None]
-        self.deviation = (np.vstack(deviations) * A_M_PER_NA_M).T if deviations else None
-        moments = parts[0][0] if len(parts) == 1 else np.vstack([part for part, _ in parts])
+    def _estimate(self, parts: Sequence[Float32]) -> Float32:
+        moments = parts[0] if len(parts) == 1 else np.vstack(parts)
         estimate: Float32 = (moments * A_M_PER_NA_M).T
         return estimate
 
@@ -156,6 +157,11 @@ class TrainedNetwork:
         sfreq: float,
         refresh_ms: float,
     ) -> None:
+        if not artefact.head_free and _plain(head.ch_names) != _plain(artefact.channels.names):
+            raise ArtefactError(
+                f"model {artefact.name!r}: the {len(head.ch_names)} channels of head model {head.name!r} are not the "
+                f"{len(artefact.channels)} of the model in its order. Image with the model's own head: leave out [head]."
+            )
         self.artefact = artefact
         self._head, self._channels = head, channels
         self._noise_cov, self._projs = noise_cov, tuple(projs)
@@ -206,3 +212,8 @@ class TrainedNetwork:
             refresh=self._refresh,
         )
         return Operator(whitener, solver, used)
+
+
+def _plain(names: Sequence[str]) -> list[str]:
+    """Neuromag's names are with or without a space, see `HeadModel.named_like`."""
+    return [name.replace(" ", "") for name in names]

@@ -115,6 +115,15 @@ def test_a_saved_covariance_comes_back(tmp_path: Path) -> None:
         save_noise_cov(noise_cov, tmp_path / "noise.npy")
 
 
+def test_a_diagonal_covariance_comes_back_fit_to_whiten_with(template_head_ico3: HeadModel, tmp_path: Path) -> None:
+    head = template_head_ico3
+    save_noise_cov(ad_hoc_noise_cov(head.channels), tmp_path / "noise-cov.fif")
+    read = read_noise_cov(tmp_path / "noise-cov.fif", head.ch_names)
+    assert read["diag"]
+    meg = head.ch_names[:306]  # no average reference among them: mne then decomposes the diagonal as it was read
+    assert make_whitener(head.channels, meg, head.info, read).rank == 306
+
+
 def test_files_that_are_no_covariance_are_said(tmp_path: Path) -> None:
     with pytest.raises(NoiseCovarianceError, match="no such file"):
         read_noise_cov(tmp_path / "none-cov.fif", ["E1"])
