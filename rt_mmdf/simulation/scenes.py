@@ -30,6 +30,7 @@ REACH_MM = 32.0  # of the table of neighbours: a little over the largest patch o
 BROADBAND_HZ = np.arange(0.5, 500.5, 0.5)  # what the level of brain noise "before any filter" refers to, as in recordings
 LEVELS = (0.5, 2.0)  # factors on each level of noise, log-uniform
 CTF_COIL, CTF_BASELINE_M = 5001, 0.05
+N_BRAIN_COLUMNS = 60  # directions of brain noise that keep their 1/f course; about 99 % of its power
 N_CALIBRATION_SAMPLES = 4000  # of a covariance that is measured at rest
 CALIBRATION_ERROR = 0.02
 DRAWS = 5  # of a head, before one whose sensors are inside the scalp is given up
@@ -158,17 +159,41 @@ def make_scene(
     whitener = make_whitener(
         channels, entering, nominal.info, regularised(measured, info, noise.regularisation), info["projs"]
     )
+    compact, n_brain = compact_colour(whitener.matrix @ colour, n_brain)
     return Scene(
         name=name,
         arrays=forward_arrays(nominal, whitener, entering),
         gain=whitened_field(whitener.matrix, gain),
         nearest=own.nearest,
         truth_mm=own.truth_mm,
-        colour=np.asarray(whitener.matrix @ colour, dtype=np.float32),
+        colour=compact,
         n_brain=n_brain,
         neighbours=own.neighbours,
         distance_mm=own.distance_mm,
     )
+
+
+def compact_colour(colour: Float64, n_brain: int, n_kept: int = N_BRAIN_COLUMNS) -> tuple[NDArray[np.float32], int]:
+    """The same noise from fewer random numbers: the strongest directions of brain noise, all else in one square root.
+
+    ``colour @ colour.T`` stays what it was; the weakest part of the brain's noise loses its 1/f course.
+
+    Parameters
+    ----------
+    colour : (n_channels, n_noise), the last `n_brain` columns of which are brain noise
+
+    Returns
+    -------
+    (n_channels, n_channels + n_kept) float32 at most, and how many of its last columns are brain noise
+    """
+    own, brain = colour[:, : colour.shape[1] - n_brain], colour[:, colour.shape[1] - n_brain :]
+    directions, size, _ = np.linalg.svd(brain, full_matrices=False)
+    scaled = directions * size
+    rest = own @ own.T + scaled[:, n_kept:] @ scaled[:, n_kept:].T
+    power, vectors = np.linalg.eigh(rest)
+    there = power > 1e-10 * power.max(initial=0)
+    root = vectors[:, there] * np.sqrt(power[there])
+    return np.hstack([root, scaled[:, :n_kept]]).astype(np.float32), min(n_kept, scaled.shape[1])
 
 
 def random_noise(rng: np.random.Generator, noise_cov: mne.Covariance | None = None) -> SceneNoise:
