@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from rt_mmdf.core.errors import SinkError
 from rt_mmdf.evaluation.figure import metric_figure
@@ -84,17 +85,18 @@ td.bad { color: var(--bad); font-weight: 600 } td.bad::after { content: "\\2009\
 td.open { color: var(--soft) }
 table.facts td { white-space: normal }
 .wide { overflow-x: auto }
-.verdict { margin: .7em 0; padding-left: 1em; border-left: 5px solid #999 }
-.verdict.holds { border-color: var(--good) } .verdict.not { border-color: var(--bad) }
-.verdict.part { border-color: #c98a00 }
-.verdict b { margin-right: .4em } .verdict small { color: var(--soft); display: block }
-.verdict ul { columns: 26em; font-size: 13px; margin: .3em 0; padding-left: 1.3em }
+.verdicts td, .verdicts th { vertical-align: top; white-space: normal; font-size: 14px }
+.verdicts thead th { text-align: left }
+.verdicts th, .verdicts td.outcome { white-space: nowrap; text-align: left } .verdicts td.outcome { font-weight: 700 }
+.verdicts td:last-child { white-space: nowrap } .verdicts small { color: var(--soft); display: block }
+.holds .outcome { color: var(--good) } .not .outcome { color: var(--bad) } .part .outcome { color: #8a5a00 }
+ul { columns: 27em; column-gap: 2em; font-size: 13px; margin: .3em 0; padding-left: 1.3em }
 figure { margin: 1em 0 2em } figure img { max-width: 100%; height: auto } figcaption { color: var(--soft) }
 code { font-size: .92em; overflow-wrap: anywhere }
 @page { size: A4 landscape; margin: 12mm }
 @media print {
   body { max-width: none; margin: 0; padding: 0; font-size: 9.5pt } table { font-size: 7pt } .wide { overflow: visible }
-  th, td { padding: .12em .3em } figure, .verdict, tr { break-inside: avoid } h2, h3 { break-after: avoid }
+  th, td { padding: .12em .3em } figure, tr { break-inside: avoid } h2, h3 { break-after: avoid }
 }
 """
 
@@ -136,19 +138,25 @@ class Report:
             *(f'<p class="note">{escape(note)}</p>' for note in self.notes),
         ]
         if self.verdicts:
-            parts += ["<h2>What was to be shown</h2>", *map(_verdict, self.verdicts)]
+            parts += ["<h2>What was to be shown</h2>", _verdict_table(self.verdicts)]
         if self.figures:
             parts += ["<h2>Figures</h2>", *(_figure(figure, caption) for caption, figure in self.figures.items())]
         if self.real is not None:
             parts += _real(self.real)
-        parts += ["<h2>Tables</h2>", f'<p class="note">{escape(_how_to_read(self.results))}</p>']
+        per_cell = np.bincount(self.results.cell_of_case, minlength=len(self.results.cells))
+        parts += ["<h2>Tables</h2>", f'<p class="note">{escape(_how_to_read(per_cell))}</p>']
         for table in TABLES:
             if table.metric in self.summaries:
-                parts += [f"<h3>{escape(table.heading)}</h3>", *_tables(table, self.results, self.summaries[table.metric])]
+                found = self.summaries[table.metric]
+                most = max(summary.n for summary in found.values())
+                fewer = f" ({most} cases a cell)" if most < per_cell.min() else ""
+                parts += [f"<h3>{escape(table.heading + fewer)}</h3>", *_tables(table, self.results, found)]
         if self.comparisons:
             parts += ["<h2>Tests</h2>", f'<p class="note">{escape(TESTS)}</p>']
             for heading, comparisons in self.comparisons.items():
                 parts += [f"<h3>{escape(heading)}</h3>", *_comparison_tables(comparisons)]
+        if failed := [verdict for verdict in self.verdicts if verdict.failing]:
+            parts += ["<h2>Where it does not hold</h2>", *map(_failing, failed)]
         body = "\n".join(parts)
         return (
             f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(self.title)}</title>\n'
@@ -227,15 +235,25 @@ def _facts(facts: Mapping[str, str]) -> str:
     return f'<table class="facts"><tbody>{rows}</tbody></table>'
 
 
-def _verdict(verdict: Verdict) -> str:
-    kind = {"holds": "holds", "holds in part": "part", "does not hold": "not", "not tested": "untested"}[verdict.outcome]
-    count = f" ({verdict.n_passed} of {verdict.n_tested})" if verdict.n_tested else ""
-    note = f"<small>{escape(verdict.note)}</small>" if verdict.note else ""
-    failing = "".join(f"<li>{escape(line)}</li>" for line in verdict.failing)
-    return (
-        f'<div class="verdict {kind}"><b>{escape(verdict.topic)}</b> {escape(verdict.claim)}: '
-        f"<b>{verdict.outcome}{count}</b>{note}{f'<ul>{failing}</ul>' if failing else ''}</div>"
-    )
+OUTCOMES = {"holds": "holds", "holds in part": "part", "does not hold": "not", "not tested": "untested"}
+
+
+def _verdict_table(found: Sequence[Verdict]) -> str:
+    rows = ""
+    for verdict in found:
+        count = f"{verdict.n_passed} of {verdict.n_tested}" if verdict.n_tested else ""
+        note = f"<small>{escape(verdict.note)}</small>" if verdict.note else ""
+        rows += (
+            f'<tr class="{OUTCOMES[verdict.outcome]}"><th>{escape(verdict.topic)}</th><td class="text">'
+            f'{escape(verdict.claim)}{note}</td><td class="outcome">{verdict.outcome}</td><td>{count}</td></tr>'
+        )
+    head = "<tr><th>about</th><th>claim</th><th>outcome</th><th>passed</th></tr>"
+    return f'<table class="verdicts"><thead>{head}</thead><tbody>{rows}</tbody></table>'
+
+
+def _failing(verdict: Verdict) -> str:
+    lines = "".join(f"<li>{escape(line)}</li>" for line in verdict.failing)
+    return f"<h3>{escape(verdict.topic)}: {escape(verdict.claim)}</h3><ul>{lines}</ul>"
 
 
 def _figure(figure: Figure, caption: str) -> str:
@@ -249,8 +267,7 @@ def _figure(figure: Figure, caption: str) -> str:
     )
 
 
-def _how_to_read(results: CaseResults) -> str:
-    per_cell = np.bincount(results.cell_of_case, minlength=len(results.cells))
+def _how_to_read(per_cell: NDArray[np.int64]) -> str:
     n = f"{per_cell.min()}" if per_cell.min() == per_cell.max() else f"{per_cell.min()} to {per_cell.max()}"
     return (
         f"Rows are solvers, columns are cells: radius of the patch and, below it, SNR in dB; {n} cases each. The best value "

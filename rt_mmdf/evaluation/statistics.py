@@ -392,11 +392,11 @@ def _seed_verdicts(results: CaseResults, rows: list[str]) -> tuple[Verdict, ...]
     table = [row for row in rows if row not in (FUSION, SEED)]
     errors = compare(results, "le_mm", SEED, others=[row for row in rows if row != SEED])
     variances = compare_variance(results, "le_mm", SEED, [row for row in rows if row != SEED])
-    found = [_judged(lower, said.format(alone), [c for c in errors if c.other == alone], "mm") for alone in SEED_ALONE]
+    found = [_judged(lower, said.format(alone), [c for c in errors if c.other == alone], 1) for alone in SEED_ALONE]
     topic, claim = smaller.split(": ")
     for other in table:
         of_cells = [c for c in variances if c.other == other and _extended_and_noisy(c.cell)]
-        found.append(_judged(topic, claim.format(other), of_cells, "mm²"))
+        found.append(_judged(topic, claim.format(other), of_cells, 0))
     return tuple(found)
 
 
@@ -409,22 +409,22 @@ def _fusion_verdicts(results: CaseResults, rows: list[str]) -> tuple[Verdict, ..
     found: list[Verdict] = []
     errors = compare(results, "le_mm", FUSION, others=others)
     chosen = [c for c in errors if _patches(c.cell)]
-    found.append(_judged(FUSION, f"lower mean le_mm than every other row {where} {proven}", chosen, "mm"))
+    found.append(_judged(FUSION, f"lower mean le_mm than every other row {where} {proven}", chosen, 1))
     if "auc" in results.values:
         areas = compare(results, "auc", FUSION, "higher", others)
         chosen = [c for c in areas if _patches(c.cell)]
-        found.append(_judged(FUSION, f"higher mean auc than every other row {where} {proven}", chosen, ""))
+        found.append(_judged(FUSION, f"higher mean auc than every other row {where} {proven}", chosen, 3))
     if "emd_mm" in results.values:
         moved = compare(results, "emd_mm", FUSION, others=[row for row in others if is_classical(row)])
         chosen = [c for c in moved if _patches(c.cell)]
         claim = f"lower mean emd_mm than every classical row {where}"
-        found.append(_judged(FUSION, claim, chosen, "mm", passes=lambda c: c.in_favour))
+        found.append(_judged(FUSION, claim, chosen, 1, passes=lambda c: c.in_favour))
     found += _within(results, "area_ratio", 0.5, 2.0, _patches, where)
     found.append(_near_the_best(results, others))
     claim = "smaller variance of le_mm than every other row for patches of 15 mm and more at 5 dB and below"
     spreads = compare_variance(results, "le_mm", FUSION, others)
     chosen = [c for c in spreads if _extended_and_noisy(c.cell)]
-    found.append(_judged(FUSION, claim, chosen, "mm²", passes=lambda c: c.in_favour))
+    found.append(_judged(FUSION, claim, chosen, 0, passes=lambda c: c.in_favour))
     found += _within(results, "amplitude_ratio", 0.7, 1.3, lambda cell: cell[2] == 10, "at 10 dB")
     return tuple(found)
 
@@ -447,20 +447,19 @@ def _judged(
     topic: str,
     claim: str,
     comparisons: Sequence[Comparison],
-    unit: str,
+    digits: int,
     passes: Callable[[Comparison], bool] = lambda c: c.proven,
 ) -> Verdict:
     """A claim that consists of comparisons; the note counts them in favour and against."""
-    failing = tuple(_told(c, unit) for c in comparisons if not passes(c))
+    failing = tuple(_told(c, digits) for c in comparisons if not passes(c))
     favour, proven = sum(c.in_favour for c in comparisons), sum(c.proven for c in comparisons)
     against = sum(c.against for c in comparisons)
     note = f"better in {favour} of {len(comparisons)}, proven in {proven}, proven worse in {against}" if comparisons else ""
     return Verdict(topic, claim, len(comparisons) - len(failing), len(comparisons), failing, note)
 
 
-def _told(c: Comparison, unit: str) -> str:
-    digits = ".3f" if c.metric == "auc" else ".1f"
-    values = f"{c.ours_value:{digits}} against {c.other_value:{digits}} {unit}".rstrip()
+def _told(c: Comparison, digits: int) -> str:
+    values = f"{c.ours_value:.{digits}f} against {c.other_value:.{digits}f}"
     return f"{cell_name(c.cell)}: {values} of {c.other} (p = {c.p_holm:.2g})"
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import re
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -47,7 +48,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] in ("td", "th"):
+        if self.open and self.open[-1] in ("td", "th", "small"):
             self.tables[-1][-1][-1] += data
         if self.open and self.open[-1] in ("h2", "h3"):
             self.headings.append(data)
@@ -115,6 +116,7 @@ def test_the_file_is_whole_and_needs_nothing_else(report: Report, page: Page) ->
 def test_tables_hold_what_the_results_hold(results: CaseResults, page: Page) -> None:
     at = page.headings.index("Localisation error, mean, mm")
     assert page.headings[at - 1] == "Tables"
+    assert "Earth mover's distance, mean, mm (20 cases a cell)" in page.headings
     table = next(t for t in page.tables if t[0][0] == "1 source")
     assert table[0] == ["1 source", "0 mm", "15 mm"]
     assert table[1] == ["dB", "0", "10", "0", "10"]
@@ -144,15 +146,17 @@ def test_tests_are_told_with_their_direction(results: CaseResults, report: Repor
     assert against.count('class="bad"') == len(CELLS)  # fusion is better everywhere
 
 
-def test_verdicts_are_told_in_html_and_in_words(report: Report) -> None:
+def test_verdicts_are_told_in_html_and_in_words(report: Report, page: Page) -> None:
     text = report.html()
+    table = next(t for t in page.tables if t[0][0] == "about")
     said = describe(report.verdicts)
     for verdict in report.verdicts:
-        count = f" ({verdict.n_passed} of {verdict.n_tested})"
-        assert f"{verdict.claim}: {verdict.outcome}{count}" in said
-        assert f"<b>{verdict.outcome}{count}</b>" in text
-        assert all(f"\n  {line}" in said for line in verdict.failing)
-    assert text.count('<div class="verdict') == len(report.verdicts)
+        count = f"{verdict.n_passed} of {verdict.n_tested}"
+        assert f"{verdict.claim}: {verdict.outcome} ({count})" in said
+        row = [verdict.topic, verdict.claim, verdict.outcome, count]
+        assert row in [[*of[:1], of[1].removesuffix(verdict.note), *of[2:]] for of in table[1:]]
+        assert all(f"\n  {line}" in said and f"<li>{escape(line)}</li>" in text for line in verdict.failing)
+    assert len(table) == 1 + len(report.verdicts)
     assert "noise only" in said
 
 
