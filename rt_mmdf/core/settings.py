@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,15 +31,19 @@ def load_settings(path: Path, kind: type[SettingsT]) -> SettingsT:
     ConfigurationError
         The file cannot be read, is not TOML, or does not fit `kind`: every wrong key is listed.
     """
+    return validate_settings(load_toml(path), kind, where=f"configuration {path}")
+
+
+def load_toml(path: Path) -> dict[str, Any]:
+    """Plain values of a TOML file; ConfigurationError where it cannot be read or is not TOML."""
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigurationError(f"configuration {path}: no such file. Examples are in configs/.") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"configuration {path}: cannot be read ({error}).") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigurationError(f"configuration {path}: not valid TOML: {error}.") from error
-    return validate_settings(content, kind, where=f"configuration {path}")
 
 
 def validate_settings(content: dict[str, Any], kind: type[SettingsT], where: str) -> SettingsT:
@@ -53,7 +58,7 @@ def validate_settings(content: dict[str, Any], kind: type[SettingsT], where: str
 def _explain(detail: Any, kind: type[BaseModel]) -> str:
     # "[key]": pydantic's word for a key of a mapping that is wrong itself
     location = ".".join(str(part) for part in detail["loc"] if part != "[key]") or "(whole file)"
-    if detail["type"] == "extra_forbidden":
+    if detail["type"] in ("extra_forbidden", "unexpected_keyword_argument"):  # the second: sections that are dataclasses
         known = ", ".join(_known_keys(kind, detail["loc"][:-1]))
         return f"{location}: unknown key. Known here: {known}."
     if detail["type"] == "missing":
@@ -67,6 +72,8 @@ def _known_keys(kind: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
     for part in path:
         annotation = kind.model_fields[part].annotation if part in kind.model_fields else None
         candidates = [annotation, *getattr(annotation, "__args__", ())]
+        if sections := [c for c in candidates if isinstance(c, type) and is_dataclass(c)]:
+            return sorted(field.name for field in fields(sections[0]))
         inner = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
         if not inner:
             continue  # a key of a mapping (the name of a stream): its values have the type found before

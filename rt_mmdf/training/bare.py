@@ -25,7 +25,7 @@ from rt_mmdf.networks.build import build_network
 from rt_mmdf.networks.interface import ForwardArrays, Option, SourceNetwork
 from rt_mmdf.simulation.batches import BatchSettings
 from rt_mmdf.simulation.scene_files import load_scenes
-from rt_mmdf.training.loop import LoopSettings, Progress, StopOnSignal, distributed, train_network
+from rt_mmdf.training.loop import LoopSettings, Progress, StopOnSignal, check_new, distributed, train_network
 
 FORMAT = 1
 SETTINGS, SCENES, VALIDATION, OUT = "settings.json", "scenes", "validation", "out"
@@ -59,6 +59,7 @@ def main(folder: Path, arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--steps", type=int, help="in place of those of settings.json")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint")
+    parser.add_argument("--force", action="store_true", help="begin anew where a training has begun")
     given = parser.parse_args(arguments)
     try:
         return _train(given)
@@ -69,11 +70,12 @@ def main(folder: Path, arguments: Sequence[str] | None = None) -> int:
 
 def _train(given: argparse.Namespace) -> int:
     content = _read(given.folder / SETTINGS)
+    out = given.out or given.folder / OUT
+    check_new(out, given.resume, given.force)
     loop, batches = content["loop"], content["batches"]
     loop = loop if given.steps is None else replace(loop, steps=given.steps)
     scenes = load_scenes(given.folder / content["scenes"])
     validation = load_scenes(given.folder / content["validation"])
-    out = given.out or given.folder / OUT
     network = new_network(content["network"]["kind"], content["network"]["options"], scenes[0].arrays, loop.seed)
     with distributed(given.device) as device, StopOnSignal() as stop:
         result = train_network(

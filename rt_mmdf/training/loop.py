@@ -21,6 +21,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -273,6 +274,8 @@ class _Run:
                     )
                 )
                 reported, at_report = now, self.step
+        if not stopped and self.best is None:
+            self._validate()
         self._save()
         if self.best_weights:
             self.network.load_state_dict(self.best_weights)
@@ -529,6 +532,16 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return state, tensors
 
 
+def check_new(out: Path, resume: bool, force: bool) -> None:
+    """TrainingError where a training has begun in `out` and nobody has said what to do with it."""
+    path = out / CHECKPOINT
+    if path.exists() and not resume and not force:
+        raise TrainingError(
+            f"training: {path} is there: a training has begun in this folder. Go on with --resume, begin anew with --force, or "
+            "choose another folder with --out."
+        )
+
+
 def write_whole(path: Path, data: bytes) -> None:
     """Replace a file in one step: whoever reads it, after a kill at whatever moment, finds the old content or the new.
 
@@ -563,7 +576,8 @@ def distributed(device: str) -> Iterator[torch.device]:
     own = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu else torch.device(device)
     if on_gpu:
         torch.cuda.set_device(own)
-    dist.init_process_group("nccl" if on_gpu else "gloo")
+    # others wait while the first makes the scenes
+    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(hours=6))
     try:
         yield own
     finally:

@@ -1,0 +1,311 @@
+"""From a configuration to a model: head, noise, scenes, training, artefact."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import mne
+import numpy as np
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError, safe_open
+
+from rt_mmdf.core.errors import ConfigurationError, HeadModelError, RecordingError, TrainingError
+from rt_mmdf.headmodel.head import HeadModel, load_head
+from rt_mmdf.headmodel.noise import read_noise_cov, regularised
+from rt_mmdf.headmodel.settings import HeadSettings
+from rt_mmdf.headmodel.template import build_template
+from rt_mmdf.headmodel.whitener import imaging_info
+from rt_mmdf.networks.build import build_network
+from rt_mmdf.networks.interface import SourceNetwork
+from rt_mmdf.simulation.batches import Scene
+from rt_mmdf.simulation.heads import HeadVariation, varied_subject
+from rt_mmdf.simulation.scene_files import INDEX, load_scenes, save_scenes
+from rt_mmdf.simulation.scenes import MakeHead, SceneNoise, nominal_noise_cov, training_scenes
+from rt_mmdf.solvers.artefact import Artefact, save_artefact
+from rt_mmdf.training.bare import OUT, SCENES, VALIDATION, new_network
+from rt_mmdf.training.card import card_text
+from rt_mmdf.training.loop import HISTORY, WEIGHTS, Progress, TrainingResult, distributed, train_network, write_whole
+from rt_mmdf.training.settings import ScenesSettings, TrainSettings
+
+MADE_OF = "made_of.json"  # beside scenes: what they were made of
+NOISE_SEED = 0  # of the resting brain in the covariance that a model whitens with
+
+Preparing = Callable[[str, float], None]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What everything else is made of.
+
+    noise_cov : regularised, ready to whiten with; what the model brings along
+    colour : measured noise that scenes take their colour from
+    """
+
+    head: HeadModel
+    noise_cov: mne.Covariance
+    colour: mne.Covariance | None
+    projs: tuple[mne.Projection, ...]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a training ended; the model where it did not stop half-way."""
+
+    result: TrainingResult
+    artefact: Artefact | None
+
+
+def train(
+    settings: TrainSettings,
+    *,
+    device: str = "cpu",
+    resume: bool = False,
+    preparing: Preparing | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> Outcome:
+    """Train what the configuration says, and write the model.
+
+    Under ``torchrun`` every process calls it; the first one makes the scenes and writes.
+
+    Raises
+    ------
+    ConfigurationError, HeadModelError, NoiseCovarianceError, RecordingError, SinkError
+        Something cannot be read, built or written.
+    TrainingError
+        As `rt_mmdf.training.loop.train_network`.
+    """
+    check_device(device)
+    with distributed(device) as own:
+        first = not dist.is_initialized() or dist.get_rank() == 0
+        with _first_alone(first):
+            ground = lay_ground(settings, preparing)
+            scenes, validation = make_all_scenes(settings, ground, preparing)
+        network = new_network(settings.network.kind, settings.network.options, scenes[0].arrays, settings.loop.seed)
+        result = train_network(
+            network,
+            scenes,
+            validation,
+            settings.batches,
+            settings.loop,
+            settings.out_folder,
+            device=own,
+            resume=resume,
+            progress=progress,
+            stop=stop,
+        )
+        if not result.finished or not first:
+            return Outcome(result, None)
+        assert result.best is not None  # it has ended, so it was validated
+        return Outcome(result, write_model(settings, ground, network, result.steps, asdict(result.best)))
+
+
+def lay_ground(settings: TrainSettings, preparing: Preparing | None = None) -> Ground:
+    """Head, noise covariance and projectors of a configuration."""
+    head = _head(settings.head, preparing)
+    projs = _projections(settings.projections)
+    if settings.noise.file is None:
+        noise = SceneNoise(regularisation=settings.noise.regularisation)
+        return Ground(head, nominal_noise_cov(head, noise, NOISE_SEED, projs), None, projs)
+    measured = read_noise_cov(settings.noise.file, head.ch_names)
+    info = imaging_info(head.info, head.ch_names, projs)
+    return Ground(head, regularised(measured, info, settings.noise.regularisation), measured, projs)
+
+
+def make_all_scenes(
+    settings: TrainSettings, ground: Ground, preparing: Preparing | None = None
+) -> tuple[list[Scene], list[Scene]]:
+    """Scenes to train and to validate on: read where they are kept, else made and kept there."""
+    sections = ((settings.scenes, SCENES), (settings.validation, VALIDATION))
+    training, validation = (
+        _scenes(settings, wanted, ground, wanted.folder or settings.out_folder / name, preparing)
+        for wanted, name in sections
+    )
+    return training, validation
+
+
+def write_model(
+    settings: TrainSettings, ground: Ground, network: SourceNetwork, steps: int, best: Mapping[str, Any]
+) -> Artefact:
+    """Write the artefact of a trained network."""
+    card = card_text(settings, ground.head, network, steps, best)
+    low_hz, high_hz = SceneNoise().band_hz
+    return save_artefact(
+        settings.model_folder,
+        network,
+        ground.head,
+        ground.noise_cov,
+        name=settings.name,
+        card=card,
+        projs=ground.projs,
+        low_hz=low_hz,
+        high_hz=high_hz,
+        window_sfreq=settings.batches.sfreq,
+    )
+
+
+def model_of_pack(settings: TrainSettings, folder: Path, preparing: Preparing | None = None) -> Artefact:
+    """The model of what a packed folder has learned elsewhere.
+
+    Raises
+    ------
+    TrainingError
+        The folder holds no weights, damaged ones, or such that were trained for another head.
+    """
+    ground = lay_ground(settings, preparing)
+    scenes = load_scenes(folder / SCENES)
+    _check_fit(scenes, ground.head, folder / SCENES)
+    path = folder / OUT / WEIGHTS
+    try:
+        with safe_open(path, framework="pt") as file:
+            made_of = json.loads((file.metadata() or {})["network"])
+            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (no mapping)
+        history = json.loads((path.parent / HISTORY).read_text(encoding="utf-8"))
+        network = build_network(made_of["kind"], made_of["options"], scenes[0].arrays)
+        network.load_state_dict(weights)
+    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
+        raise TrainingError(
+            f"training: {path} cannot be used ({type(error).__name__}: {error}). Expected are the weights that train.py "
+            "of a packed folder writes. Run it to its end, or pack again."
+        ) from error
+    best = min(history, key=lambda entry: entry["loss"])
+    return write_model(settings, ground, network, history[-1]["step"], best)
+
+
+def check_device(device: str) -> None:
+    """Raise ConfigurationError unless torch has this device here."""
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        first = str(error).partition("\n")[0]
+        raise ConfigurationError(
+            f"device {device!r}: torch cannot use it here ({first}). Use cpu, or cuda on a GPU node."
+        ) from error
+
+
+def _head(settings: HeadSettings, preparing: Preparing | None) -> HeadModel:
+    if settings.folder is not None:
+        return load_head(settings.folder)
+    info = None
+    if settings.recording is not None:
+        try:
+            info = mne.io.read_raw(settings.recording, verbose="ERROR").info
+        except Exception as error:  # mne's readers fail in many ways
+            raise RecordingError(
+                f"head.recording {settings.recording}: cannot be read ({type(error).__name__}: {error})."
+            ) from error
+    return build_template(spacing=settings.spacing, info=info, meg=settings.meg, eeg=settings.eeg, progress=preparing)
+
+
+def _projections(path: Path | None) -> tuple[mne.Projection, ...]:
+    if path is None:
+        return ()
+    try:
+        if path.name.endswith(("proj.fif", "proj.fif.gz")):
+            return tuple(mne.read_proj(path, verbose="ERROR"))
+        return tuple(mne.io.read_info(path, verbose="ERROR")["projs"])
+    except Exception as error:  # mne's readers fail in many ways
+        raise ConfigurationError(
+            f"projections {path}: no projections can be read from it ({type(error).__name__}: {error}). Expected is a "
+            "-proj.fif, or a FIF file that holds them."
+        ) from error
+
+
+def _scenes(
+    settings: TrainSettings, wanted: ScenesSettings, ground: Ground, folder: Path, preparing: Preparing | None
+) -> list[Scene]:
+    made_of = _made_of(settings, wanted, ground)
+    if not (folder / INDEX).exists():
+        save_scenes(
+            training_scenes(
+                ground.head,
+                wanted.n,
+                wanted.seed,
+                noise_cov=ground.colour,
+                projs=ground.projs,
+                dropout=wanted.dropout,
+                leadfield_noise=wanted.leadfield_noise,
+                make_head=_make_head(settings, ground.head),
+                progress=preparing,
+            ),
+            folder,
+        )
+        write_whole(folder / MADE_OF, json.dumps(made_of, indent=1).encode())
+    elif (folder / MADE_OF).exists():
+        seen = json.loads((folder / MADE_OF).read_text(encoding="utf-8"))
+        if changed := [key for key in made_of if seen.get(key) != made_of[key]]:
+            listed = ", ".join(f"{key} was {seen.get(key)!r}, is {made_of[key]!r}" for key in changed)
+            raise ConfigurationError(
+                f"scenes in {folder} were made of something else ({listed}). Delete that folder so that they are made "
+                "anew, or choose another one."
+            )
+    scenes = load_scenes(folder)
+    _check_fit(scenes, ground.head, folder)
+    return scenes
+
+
+def _made_of(settings: TrainSettings, wanted: ScenesSettings, ground: Ground) -> dict[str, Any]:
+    noise = hashlib.sha256()
+    if ground.colour is not None:
+        noise.update(np.ascontiguousarray(ground.colour.data, dtype="<f8").tobytes())
+    for proj in ground.projs:
+        noise.update(np.ascontiguousarray(proj["data"]["data"], dtype="<f8").tobytes())
+    variation = settings.variation
+    return {
+        "n": wanted.n,
+        "seed": wanted.seed,
+        "dropout": wanted.dropout,
+        "leadfield_noise": wanted.leadfield_noise,
+        "head": ground.head.fingerprint[:16],
+        "noise": noise.hexdigest()[:16],
+        "variation": None if variation is None else [variation.trans.name, variation.src.name, variation.bem.name],
+    }
+
+
+def _make_head(settings: TrainSettings, nominal: HeadModel) -> MakeHead | None:
+    variation = settings.variation
+    if variation is not None:
+
+        def varied(how: HeadVariation, number: int) -> HeadModel:
+            made = varied_subject(nominal.info, variation.trans, variation.src, variation.bem, how)
+            return made.pick(nominal.ch_names)
+
+        return varied
+    if nominal.kind == "template":
+        return None
+    logger.warning(
+        "head model %r is no template and there is no [variation]: the heads of all scenes are the nominal one, and the "
+        "network will trust it too much. Give the subject's trans, src and bem.",
+        nominal.name,
+    )
+    return lambda how, number: nominal
+
+
+def _check_fit(scenes: list[Scene], head: HeadModel, folder: Path) -> None:
+    arrays = scenes[0].arrays
+    seen, wanted = (arrays.n_channels, arrays.n_sources), (len(head.ch_names), head.n_sources)
+    if seen != wanted or float(np.abs(arrays.positions_mm - head.source_positions_mm).max()) > 0.1:
+        raise HeadModelError(
+            f"scenes in {folder} are of a head of {seen[0]} channels and {seen[1]} sources; head model {head.name!r} has "
+            f"{wanted[0]} and {wanted[1]}, or has them elsewhere. Use the head that they were made for, or make others."
+        )
+
+
+@contextmanager
+def _first_alone(first: bool) -> Iterator[None]:
+    """The first process goes through the block, then all others do: what it made they find."""
+    if dist.is_initialized() and not first:
+        dist.barrier()
+    yield
+    if dist.is_initialized() and first:
+        dist.barrier()
