@@ -18,7 +18,6 @@ from torch.nn.functional import embedding_bag
 
 from rt_mmdf.networks.interface import EEG, Batch, ForwardArrays
 
-SLOW_FROM = 0.03  # of the variance of whitened noise: brain noise above it keeps its 1/f spectrum
 CANDIDATES = 24  # places that are tried for a patch that must keep its distance from the others
 
 
@@ -141,8 +140,12 @@ class _SceneTensors:
         self.rank = scene.arrays.rank
         # one row per vertex: what a patch gathers lies together in memory
         self.fields = torch.from_numpy(np.ascontiguousarray(scene.gain.T)).to(owner.device)
-        now, fast, slow = (torch.from_numpy(root).to(owner.device) for root in _noise_roots(scene.colour, scene.n_brain))
-        self.now, self.fast, self.slow = now, fast, slow
+        colour = torch.from_numpy(scene.colour).to(owner.device)
+        n_fast = colour.shape[1] - scene.n_brain
+        self.fast, self.slow = colour[:, :n_fast].contiguous(), colour[:, n_fast:].contiguous()
+        # windows need their noise course by course, single samples do not
+        single = 1 in owner.settings.lengths
+        self.now = torch.from_numpy(_root_of_covariance(scene.colour)).to(owner.device) if single else colour
         self.nearest, self.truth_mm = owner.tensor(scene.nearest), owner.tensor(scene.truth_mm)
         self.neighbours, self.distance_mm = owner.tensor(scene.neighbours), owner.tensor(scene.distance_mm)
         self.is_eeg = owner.tensor(scene.arrays.kinds) == EEG
@@ -194,7 +197,7 @@ class _Draw:
             sample = window.gather(2, instant[:, None, None].expand(-1, window.shape[1], 1))[:, :, 0]
         else:
             window = None
-            sample = torch.addmm(field, self.normal(self.n, len(scene.now)), scene.now.T)
+            sample = torch.addmm(field, self.normal(self.n, scene.now.shape[1]), scene.now.T)
         if s.channel_dropout > 0 or s.modality_dropout > 0:
             kept = self._kept(sample.shape[1])
             sample = sample * kept
@@ -304,31 +307,13 @@ class _Draw:
         return (kept & ~(lost & gone)).to(torch.float32)
 
 
-def _noise_roots(colour: NDArray[np.float32], n_brain: int) -> tuple[NDArray[np.float32], ...]:
-    """The noise of a scene from fewer columns than its colour has, which is what making it costs.
-
-    Returns
-    -------
-    now : (n_channels, n_channels)
-        ``now @ standard normal`` is the noise of one instant.
-    fast, slow : (n_channels, n_channels), (n_channels, n_slow)
-        Over time ``fast`` goes with white noise and ``slow`` with 1/f noise. Directions in which brain noise is weaker than
-        `SLOW_FROM` are white too; they hold some 1 % of its power. The sum has the covariance of the scene at each instant.
-    """
+def _root_of_covariance(colour: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(n_channels, n_channels): gives the same noise as the colour does, from fewer random numbers, at one instant."""
     whole = colour.astype(np.float64)
-    brain = whole[:, whole.shape[1] - n_brain :]
-    values, vectors = np.linalg.eigh(brain @ brain.T)
-    loud = values > SLOW_FROM
-    slow = vectors[:, loud] * np.sqrt(values[loud])
-    slow *= np.sign(slow[np.abs(slow).argmax(axis=0), np.arange(slow.shape[1])])  # signs of eigenvectors are arbitrary
     covariance = whole @ whole.T
-    there = np.asarray(whole.any(axis=1))
-
-    def root(part: NDArray[np.float64]) -> NDArray[np.float64]:
-        # Cholesky's root is unique: rounding, so the number of threads, hardly changes it
-        return np.asarray(np.linalg.cholesky(part + 1e-10 * np.eye(len(part))) * there[:, None])
-
-    return tuple(np.asarray(m, dtype=np.float32) for m in (root(covariance), root(covariance - slow @ slow.T), slow))
+    # Cholesky's root is unique: rounding, so the number of threads, hardly changes it
+    root = np.linalg.cholesky(covariance + 1e-10 * np.eye(len(covariance)))
+    return np.asarray(root * np.any(whole, axis=1)[:, None], dtype=np.float32)
 
 
 def _pink(white: Tensor) -> Tensor:
