@@ -537,8 +537,8 @@ def check_new(out: Path, resume: bool, force: bool) -> None:
     path = out / CHECKPOINT
     if path.exists() and not resume and not force:
         raise TrainingError(
-            f"training: {path} is there: a training has begun in this folder. Go on with --resume, begin anew with --force, or "
-            "choose another folder with --out."
+            f"training: {path} is there: a training has begun in this folder. Go on with --resume, begin anew with --force, "
+            "or choose another folder with --out."
         )
 
 
