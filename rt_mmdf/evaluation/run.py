@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from rt_mmdf.core.errors import SolverError, WorkerFailed
 from rt_mmdf.evaluation.results import CaseResults, Cell
 from rt_mmdf.evaluation.rows import Image, RowGroup, check_solvers, make_groups
-from rt_mmdf.evaluation.suite import CELLS, SEED, Suite, held_out_suite
+from rt_mmdf.evaluation.suite import CELLS, SEED, Cases, Suite, held_out_suite
+from rt_mmdf.headmodel.head import HeadModel
 from rt_mmdf.metrics.scoring import METRICS, CaseScorer
 from rt_mmdf.metrics.transport import has_transport
 
@@ -29,7 +30,8 @@ Float32 = NDArray[np.float32]
 Progress = Callable[[str, float], None]
 
 PEAK, SETTING = "peak", "setting"  # beside METRICS: largest magnitude of a map; strength of regularisation that was chosen
-NOISE_SNR_DB = -100.0  # what is left of a source is a hundred-thousandth of the noise
+NOISE: Cell = (0.0, 1, -100.0)  # what is left of a source is a hundred-thousandth of the noise
+SHOWN_MM, N_SHOWN = (0.0, 10.0, 20.0, 30.0), 4
 LOUD_DB = 10.0  # the cells that the peak on noise alone is compared with
 
 logger = logging.getLogger(__name__)
@@ -44,6 +46,7 @@ class Plan:
     n_cases, n_transported : of each cell; the earth mover's distance is computed for some of them only
     n_noise : cases of noise alone
     head, noise_cov : see `held_out_suite`
+    show : keep maps of some cases, for a figure
     n_processes : 1: in this one
     """
 
@@ -55,7 +58,25 @@ class Plan:
     seed: int = SEED
     head: Path | None = None
     noise_cov: Path | None = None
+    show: bool = False
     n_processes: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """One case of a cell with the map of each row, at the setting that was chosen for the cell.
+
+    truth : (n_sources,)
+    centres_mm : (n_patches, 3)
+    maps : (n_rows, n_sources)
+    le_mm : (n_rows,)
+    """
+
+    cell: Cell
+    truth: Float32
+    centres_mm: Float32
+    maps: Float32
+    le_mm: Float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,12 +86,15 @@ class Evaluation:
     results : METRICS, and "peak" (largest magnitude, in the unit of the map) and "setting" (what was chosen for the cell)
     with_amplitude : rows whose maps are in nA m
     noise_peaks : of each of these, (n_noise,) largest magnitudes on noise alone, nA m
+    head : nominal, what was imaged with
     """
 
     plan: Plan
     results: CaseResults
     with_amplitude: tuple[str, ...]
     noise_peaks: Mapping[str, Float32]
+    shown: tuple[Shown, ...]
+    head: HeadModel
     suite_description: str
     duration_s: float
 
@@ -100,21 +124,50 @@ def evaluate(plan: Plan, progress: Progress | None = None) -> Evaluation:
     report("solvers", 0.1)
     check_solvers(suite, plan.solvers)
     # the heaviest first, so that no process is left alone with one at the end
-    order = sorted(range(len(plan.cells)), key=lambda i: -plan.cells[i][0] * plan.cells[i][1])
+    cells = sorted(enumerate(plan.cells), key=lambda of: -of[1][0] * of[1][1])
     with _team(suite, plan) as team:
         rows, n_columns = team.rows, len(plan.cells) * plan.n_cases
         values = {name: np.full((len(rows), n_columns), np.nan, np.float32) for name in (*METRICS, PEAK, SETTING)}
-        for done, (task, found) in enumerate(team.work([Task(cell) for cell in order]), start=1):
-            assert task.cell is not None
+        for done, (task, found) in enumerate(team.work([Task("score", cell, i) for i, cell in cells]), start=1):
             for name, scores in found.items():
-                values[name][:, task.cell * plan.n_cases : (task.cell + 1) * plan.n_cases] = scores
-            report(f"{done} of {len(order)} cells", 0.1 + 0.88 * done / len(order))
+                values[name][:, task.index * plan.n_cases : (task.index + 1) * plan.n_cases] = scores
+            report(f"{done} of {len(cells)} cells", 0.1 + 0.86 * done / len(cells))
         results = CaseResults(rows, plan.cells, np.repeat(np.arange(len(plan.cells)), plan.n_cases), values)
-        report("noise alone", 0.98)
-        noise = [Task(None, _usual_settings(results))] if plan.n_noise and team.with_amplitude else []
-        peaks = {row: found[PEAK][rows.index(row)] for _, found in team.work(noise) for row in team.with_amplitude}
+        report("noise alone, examples", 0.96)
+        last = [Task("noise", NOISE, settings=_usual_settings(results))] if plan.n_noise and team.with_amplitude else []
+        if plan.show:
+            last += [Task("show", cell, i, _settings(results, cell)) for i, cell in enumerate(_cells_to_show(plan.cells))]
+        peaks: dict[str, Float32] = {}
+        shown: dict[int, Shown] = {}
+        for task, found in team.work(last):
+            if task.kind == "noise":
+                peaks = {row: found[PEAK][rows.index(row)] for row in team.with_amplitude}
+            else:
+                shown[task.index] = Shown(task.cell, **found)
     report("ready", 1.0)
-    return Evaluation(plan, results, team.with_amplitude, peaks, suite.description, time.monotonic() - start)
+    return Evaluation(
+        plan=plan,
+        results=results,
+        with_amplitude=team.with_amplitude,
+        noise_peaks=peaks,
+        shown=tuple(shown[i] for i in sorted(shown)),
+        head=suite.nominal,
+        suite_description=suite.description,
+        duration_s=time.monotonic() - start,
+    )
+
+
+def _settings(results: CaseResults, cell: Cell) -> dict[str, float]:
+    """What was chosen for each row in a cell."""
+    i = results.cells.index(cell)
+    return {row: float(results.of(SETTING, row, i)[0]) for row in results.solvers}
+
+
+def _cells_to_show(cells: Sequence[Cell]) -> tuple[Cell, ...]:
+    """Single sources of growing radius, at the SNR that is nearest to 5 dB."""
+    single = [cell for cell in cells if cell[1] == 1]
+    near = [min(single, key=lambda cell: (abs(cell[0] - radius), abs(cell[2] - 5))) for radius in SHOWN_MM if single]
+    return tuple(dict.fromkeys(near))
 
 
 def _usual_settings(results: CaseResults) -> dict[str, float]:
@@ -130,12 +183,14 @@ def _usual_settings(results: CaseResults) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Task:
-    """One cell, or noise alone with these settings of the rows.
+    """Score a cell; or image noise alone, or a case of a cell, with these settings of the rows.
 
-    cell : index into the cells of the plan; None for noise
+    index : number of the cell, to know it again
     """
 
-    cell: int | None
+    kind: Literal["score", "noise", "show"]
+    cell: Cell
+    index: int = 0
     settings: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -148,10 +203,14 @@ class Bench:
         self.with_amplitude = tuple(row for group in groups for row in group.rows if row in group.with_amplitude)
 
     def __call__(self, task: Task) -> dict[str, Float32]:
-        """(n_rows, n_cases) of each metric, "peak" and "setting"; for noise "peak" alone."""
-        return self._noise(task.settings) if task.cell is None else self._cell(self._plan.cells[task.cell])
+        """(n_rows, n_cases) of each metric, "peak" and "setting"; for noise "peak" alone; to be shown, fields of `Shown`."""
+        if task.kind == "score":
+            return self._score(task.cell)
+        n_cases = self._plan.n_noise if task.kind == "noise" else N_SHOWN
+        cases = self._suite.cases(task.cell, n_cases, self._plan.seed)
+        return self._peaks(cases, task.settings) if task.kind == "noise" else self._show(cases, task.settings)
 
-    def _cell(self, cell: Cell) -> dict[str, Float32]:
+    def _score(self, cell: Cell) -> dict[str, Float32]:
         plan = self._plan
         cases = self._suite.cases(cell, plan.n_cases, plan.seed)
         n_transported = min(plan.n_transported, plan.n_cases) if has_transport() else 0
@@ -185,15 +244,28 @@ class Bench:
                 "that does so has diverged in training: train it again."
             ) from error
 
-    def _noise(self, settings: Mapping[str, float]) -> dict[str, Float32]:
-        cases = self._suite.cases((0.0, 1, NOISE_SNR_DB), self._plan.n_noise, self._plan.seed)
-        peaks = np.full((len(self.rows), self._plan.n_noise), np.nan, np.float32)
+    def _peaks(self, cases: Cases, settings: Mapping[str, float]) -> dict[str, Float32]:
+        peaks = np.full((len(self.rows), len(cases)), np.nan, np.float32)
+        for image in self._images(cases, settings):
+            peaks[self.rows.index(image.row)] = np.abs(image.maps).max(axis=0)
+        return {PEAK: peaks}
+
+    def _show(self, cases: Cases, settings: Mapping[str, float]) -> dict[str, Float32]:
+        scorer = CaseScorer(self._suite.space, cases.truth, cases.centres_mm)
+        images = {image.row: image for image in self._images(cases, settings)}
+        return {
+            "truth": cases.truth[0],
+            "centres_mm": cases.centres_mm[0],
+            "maps": np.stack([images[row].maps[:, 0] for row in self.rows]),
+            "le_mm": np.array([scorer.le_mm(images[row].maps)[0] for row in self.rows], dtype=np.float32),
+        }
+
+    def _images(self, cases: Cases, settings: Mapping[str, float]) -> Iterator[Image]:
+        """Of each row the one image at its setting."""
         for group in self._groups:
             for image in group.images(cases):
-                wanted = settings[image.row]
-                if np.isnan(image.setting) or np.isclose(image.setting, wanted):
-                    peaks[self.rows.index(image.row)] = np.abs(image.maps).max(axis=0)
-        return {PEAK: peaks}
+                if np.isnan(image.setting) or np.isclose(image.setting, settings[image.row]):
+                    yield image
 
 
 class _Team(Protocol):

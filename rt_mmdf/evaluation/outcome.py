@@ -1,0 +1,288 @@
+"""What an evaluation hands out: rows for programs (JSON, CSV), and the report for people."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import rt_mmdf
+from rt_mmdf.core.errors import SinkError
+from rt_mmdf.evaluation.figure import ShownCase, comparison_figure, metric_figure
+from rt_mmdf.evaluation.report import RealSection, Report
+from rt_mmdf.evaluation.results import Cell
+from rt_mmdf.evaluation.run import SETTING, Evaluation
+from rt_mmdf.evaluation.statistics import (
+    FUSION,
+    SEED,
+    Comparison,
+    Summary,
+    Verdict,
+    cell_name,
+    compare,
+    compare_variance,
+    noise_verdict,
+    summaries,
+    verdicts,
+)
+from rt_mmdf.metrics.scoring import METRICS
+
+FORMAT = 1
+# first those that every reader may rely on, in this order
+COLUMNS = (
+    "solver",
+    "radius_mm",
+    "n_sources_true",
+    "snr_db",
+    "n",
+    "le_mm_mean",
+    "le_mm_median",
+    "le_mm_var",
+    "auc_median",
+    "emd_mm_mean",
+    "sd_mm_median",
+    "area_ratio_median",
+    "amplitude_ratio_median",
+    "le_mm_q25",
+    "le_mm_q75",
+    "le_mm_mean_low",
+    "le_mm_mean_high",
+    "le_mm_median_low",
+    "le_mm_median_high",
+    "auc_mean",
+    "auc_close_median",
+    "auc_far_median",
+    "n_emd",
+    "dice_median",
+    "nmse_median",
+    "setting",
+)
+VERSIONS = ("numpy", "scipy", "mne", "torch")
+
+Summaries = Mapping[str, Mapping[tuple[str, Cell], Summary]]
+TableRow = dict[str, str | int | float | None]
+
+
+def all_summaries(evaluation: Evaluation) -> Summaries:
+    """Metric to its summary for each solver and cell."""
+    return {metric: summaries(evaluation.results, metric) for metric in METRICS}
+
+
+def table_rows(evaluation: Evaluation, found: Summaries) -> list[TableRow]:
+    """One row for each solver and cell, keys `COLUMNS`; None where there is no value.
+
+    `setting` is the strength of regularisation that suited a classical row best in the cell: the assumed amplitude SNR
+    (lambda^2 = 1 / setting^2), for LCMV the loading in parts of the mean eigenvalue.
+    """
+    results = evaluation.results
+    rows = []
+    for number, cell in enumerate(results.cells):
+        radius_mm, n_sources, snr_db = cell
+        for solver in results.solvers:
+            of = {metric: found[metric][solver, cell] for metric in METRICS}
+            error = of["le_mm"]
+            values: dict[str, str | int | float] = {
+                "solver": solver,
+                "radius_mm": radius_mm,
+                "n_sources_true": n_sources,
+                "snr_db": snr_db,
+                "n": error.n,
+                "le_mm_mean": error.mean,
+                "le_mm_var": error.variance,
+                "le_mm_q25": error.lower_quartile,
+                "le_mm_q75": error.upper_quartile,
+                "le_mm_mean_low": error.mean_low,
+                "le_mm_mean_high": error.mean_high,
+                "le_mm_median_low": error.median_low,
+                "le_mm_median_high": error.median_high,
+                "auc_mean": of["auc"].mean,
+                "emd_mm_mean": of["emd_mm"].mean,
+                "n_emd": of["emd_mm"].n,
+                "setting": float(results.of(SETTING, solver, number)[0]),
+            }
+            values |= {f"{metric}_median": of[metric].median for metric in METRICS if f"{metric}_median" in COLUMNS}
+            rows.append({key: _plain(values[key]) for key in COLUMNS})
+    return rows
+
+
+def _plain(value: str | int | float) -> str | int | float | None:
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value
+
+
+def all_verdicts(evaluation: Evaluation, ceilings: Sequence[str] = ()) -> tuple[Verdict, ...]:
+    """Claims about errors, extent and amplitude, and each network's answer to noise alone."""
+    quiet = [
+        noise_verdict(row, evaluation.noise_peaks[row], evaluation.signal_peaks(row))
+        for row in (SEED, FUSION)
+        if row in evaluation.noise_peaks and len(evaluation.signal_peaks(row))
+    ]
+    return (*verdicts(evaluation.results, ceilings=ceilings), *quiet)
+
+
+def noise_rows(evaluation: Evaluation) -> list[TableRow]:
+    """Of each row with an amplitude, nA m: 95th percentile of the peak on noise alone, median peak at 10 dB, their ratio."""
+    rows: list[TableRow] = []
+    for row, peaks in evaluation.noise_peaks.items():
+        signal = evaluation.signal_peaks(row)
+        loud, usual = float(np.percentile(peaks, 95)), float(np.median(signal)) if len(signal) else float("nan")
+        values = {
+            "noise_peak_p95_nam": loud,
+            "peak_median_10_db_nam": usual,
+            "ratio": loud / usual if usual else float("nan"),
+        }
+        said: TableRow = {"solver": row, "n": len(peaks)}
+        rows.append(said | {key: _plain(value) for key, value in values.items()})
+    return rows
+
+
+def comparisons(evaluation: Evaluation) -> dict[str, tuple[Comparison, ...]]:
+    """Heading to tests of the seed's network and of ours against every other row, where they were evaluated."""
+    results, found = evaluation.results, {}
+    for ours in (FUSION, SEED):
+        if ours in results.solvers and len(results.solvers) > 1:
+            found[f"{ours}: localisation error"] = compare(results, "le_mm", ours)
+            found[f"{ours}: variance of the localisation error"] = compare_variance(results, "le_mm", ours)
+            found[f"{ours}: area under the ROC curve"] = compare(results, "auc", ours, "higher")
+            found[f"{ours}: earth mover's distance"] = compare(results, "emd_mm", ours)
+    return found
+
+
+def facts(evaluation: Evaluation, command: str) -> dict[str, str]:
+    """What must be known to repeat it: plain text by name."""
+    plan = evaluation.plan
+    return {
+        "command": command,
+        "heads": evaluation.suite_description,
+        "cells": str(len(plan.cells)),
+        "cases in each cell": f"{plan.n_cases} ({min(plan.n_transported, plan.n_cases)} with earth mover's distance)",
+        "seed": str(plan.seed),
+        "duration": f"{evaluation.duration_s:.0f} s on {plan.n_processes} processes",
+        "versions": ", ".join([f"rt-mmdf {rt_mmdf.__version__}", *(f"{name} {version(name)}" for name in VERSIONS)]),
+    }
+
+
+def json_report(
+    evaluation: Evaluation,
+    rows: Sequence[TableRow],
+    found: Sequence[Verdict],
+    tests: Mapping[str, Sequence[Comparison]],
+    command: str,
+) -> dict[str, Any]:
+    """Everything but the single cases, as plain values."""
+    return {
+        "format": FORMAT,
+        "suite": "held-out",
+        "facts": facts(evaluation, command),
+        "rows": list(rows),
+        "noise": noise_rows(evaluation),
+        "tests": {
+            "verdicts": [asdict(verdict) | {"outcome": verdict.outcome} for verdict in found],
+            "comparisons": {heading: [_test(one) for one in of] for heading, of in tests.items()},
+        },
+    }
+
+
+def _test(one: Comparison) -> dict[str, Any]:
+    radius_mm, n_sources, snr_db = one.cell
+    values = {
+        key: _plain(getattr(one, key))
+        for key in ("ours", "other", "n", "ours_value", "other_value", "effect", "direction", "p", "p_holm")
+    }
+    return {"radius_mm": radius_mm, "n_sources_true": n_sources, "snr_db": snr_db} | values
+
+
+def write_json(content: Mapping[str, Any], path: Path) -> None:
+    """Write a JSON file; SinkError if that is not possible."""
+    _write(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def write_csv(rows: Sequence[TableRow], path: Path) -> None:
+    """Write rows as CSV, `COLUMNS` in the first line, empty where there is no value; SinkError if that is not possible."""
+    try:
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(rows)
+    except OSError as error:
+        raise _not_written(path, error) from error
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise _not_written(path, error) from error
+
+
+def _not_written(path: Path, error: OSError) -> SinkError:
+    return SinkError(
+        f"evaluation {path}: cannot be written ({error.strerror or error}). Choose a folder that you may write to."
+    )
+
+
+def check_path(path: Path) -> None:
+    """Raise SinkError unless a file can be written there; worth knowing before a quarter of an hour of computing."""
+    there = path.is_file()
+    try:
+        with path.open("ab"):
+            pass
+        if not there:
+            path.unlink()
+    except OSError as error:
+        raise _not_written(path, error) from error
+
+
+def report_of(
+    evaluation: Evaluation,
+    found: Summaries,
+    judged: Sequence[Verdict],
+    tests: Mapping[str, Sequence[Comparison]],
+    command: str,
+    real: RealSection | None = None,
+) -> Report:
+    """The report: verdicts, figures, tables, tests."""
+    figures = {}
+    if evaluation.shown:
+        shown = [
+            ShownCase(
+                label=cell_name(case.cell),
+                truth=case.truth,
+                centres_mm=case.centres_mm.astype(np.float64),
+                estimates=dict(zip(evaluation.results.solvers, case.maps, strict=True)),
+                le_mm={row: float(le) for row, le in zip(evaluation.results.solvers, case.le_mm, strict=True)},
+            )
+            for case in evaluation.shown
+        ]
+        figures["One case of some cells, on the same cortex"] = comparison_figure(evaluation.head, shown)
+    figures["Localisation error, mean"] = metric_figure(found["le_mm"], "le_mm")
+    figures["Localisation error, variance"] = metric_figure(found["le_mm"], "le_mm", "variance")
+    figures["Area under the ROC curve, mean"] = metric_figure(found["auc"], "auc")
+    noise = "; ".join(
+        f"{row['solver']} {row['ratio']:.1%}" for row in noise_rows(evaluation) if isinstance(row["ratio"], float)
+    )
+    notes = [
+        "Classical rows are shown at the strength of regularisation that gives the lowest mean error in each cell, found on "
+        "the cell's own cases. dSPM, sLORETA and LCMV (unit noise gain) have no amplitude.",
+    ]
+    if noise:
+        notes.append(f"Noise alone, 95th percentile of the peak over the median peak at 10 dB: {noise}.")
+    return Report(
+        title="Evaluation on the held-out suite",
+        facts=facts(evaluation, command),
+        results=evaluation.results,
+        summaries=found,
+        verdicts=judged,
+        comparisons=tests,
+        figures=figures,
+        real=real,
+        notes=notes,
+    )
