@@ -21,6 +21,7 @@ from rt_mmdf.simulation.noise import BRAIN_PER_EEG_VOLT
 from rt_mmdf.simulation.scene_files import load_scenes, save_scenes
 from rt_mmdf.simulation.scenes import (
     SceneNoise,
+    compact_colour,
     interference_fields,
     make_scene,
     random_noise,
@@ -90,6 +91,23 @@ def test_what_is_not_used_is_zero_and_leaves_the_rest_whitened(small_head: HeadM
         assert rows[~gone].any(axis=1).all()
     assert scene.arrays.rank == len(used) - 1
     assert_white_by_modality(scene)
+
+
+@pytest.mark.parametrize("n_brain", [0, 5, 20])
+def test_fewer_columns_hold_the_same_noise(n_brain: int) -> None:
+    rng = np.random.default_rng(n_brain)
+    whole = rng.standard_normal((30, 40 + n_brain)) * np.geomspace(1, 0.01, 30)[:, None]
+    whole[3] = 0  # a channel that is not used
+    compact, n_slow = compact_colour(whole, n_brain, n_kept=8)
+    assert n_slow == min(8, n_brain)
+    assert compact.shape[1] <= 30 + n_slow
+    np.testing.assert_allclose(compact.astype(float) @ compact.T, whole @ whole.T, atol=1e-5 * np.trace(whole @ whole.T))
+    assert not compact[3].any()
+    # what stays slow is brain noise, the strongest of it
+    brain = whole[:, 40:]
+    slow = compact[:, compact.shape[1] - n_slow :]
+    power = np.linalg.svd(brain, compute_uv=False)[:n_slow] ** 2
+    np.testing.assert_allclose(np.sort(np.sum(slow**2, axis=0))[::-1], power, rtol=1e-4)
 
 
 def test_meg_alone_has_brain_noise_too(small_head: HeadModel) -> None:
