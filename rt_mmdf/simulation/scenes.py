@@ -17,7 +17,7 @@ from rt_mmdf.core.errors import HeadModelError
 from rt_mmdf.headmodel.head import HeadModel
 from rt_mmdf.headmodel.noise import RegularisationSettings, regularised
 from rt_mmdf.headmodel.template import Spacing
-from rt_mmdf.headmodel.whitener import imaging_info, make_whitener
+from rt_mmdf.headmodel.whitener import Whitener, imaging_info, whitener_and_colorer
 from rt_mmdf.simulation.batches import Scene
 from rt_mmdf.simulation.heads import HeadVariation, random_variation, varied_template
 from rt_mmdf.simulation.noise import brain_moment, sensor_colour, share_in_band
@@ -142,6 +142,35 @@ def make_scene(
     NoiseCovarianceError
         The covariance does not fit the channels.
     """
+    return scene_and_whitening(
+        nominal,
+        truth,
+        noise,
+        seed=seed,
+        used=used,
+        projs=projs,
+        leadfield_noise=leadfield_noise,
+        cortex=cortex,
+        name=name,
+    )[0]
+
+
+def scene_and_whitening(
+    nominal: HeadModel,
+    truth: HeadModel,
+    noise: SceneNoise,
+    *,
+    seed: int | Sequence[int],
+    used: Collection[str] | None = None,
+    projs: Sequence[mne.Projection] = (),
+    leadfield_noise: float = 0.0,
+    cortex: TrueCortex | None = None,
+    name: str = "scene",
+) -> tuple[Scene, Whitener, Float64]:
+    """As `make_scene`, with the system's whitener and its symmetric pseudo-inverse, (n_channels, n_channels).
+
+    Scenes of the same seed that differ in `used` alone hold the same noise, seen by systems with other channels.
+    """
     names = nominal.ch_names
     own = cortex or true_cortex(nominal, truth)
     rng = np.random.default_rng(seed)
@@ -156,11 +185,11 @@ def make_scene(
     measured = mne.Covariance(
         _measured(colour, noise.n_cov_samples, rng), list(names), [], [], nfree=noise.n_cov_samples or 0, verbose="ERROR"
     )
-    whitener = make_whitener(
+    whitener, colorer = whitener_and_colorer(
         channels, entering, nominal.info, regularised(measured, info, noise.regularisation), info["projs"]
     )
     compact, n_brain = compact_colour(whitener.matrix @ colour, n_brain)
-    return Scene(
+    scene = Scene(
         name=name,
         arrays=forward_arrays(nominal, whitener, entering),
         gain=whitened_field(whitener.matrix, gain),
@@ -171,6 +200,7 @@ def make_scene(
         neighbours=own.neighbours,
         distance_mm=own.distance_mm,
     )
+    return scene, whitener, colorer
 
 
 def compact_colour(colour: Float64, n_brain: int, n_kept: int = N_BRAIN_COLUMNS) -> tuple[NDArray[np.float32], int]:
