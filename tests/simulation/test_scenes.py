@@ -24,12 +24,15 @@ from rt_mmdf.simulation.scenes import (
     compact_colour,
     interference_fields,
     make_scene,
+    nominal_noise_cov,
     random_noise,
     random_used,
     training_scenes,
     true_cortex,
 )
 from rt_mmdf.simulation.sources import Cortex, grow_patch
+from rt_mmdf.solvers.forward_arrays import forward_arrays
+from rt_mmdf.solvers.operators import build_operator
 
 EXACT = RegularisationSettings(mag=0, grad=0, eeg=0)
 QUICK = SceneNoise(n_brain_sources=20)
@@ -68,6 +71,14 @@ def test_whitened_noise_has_unit_variance_in_every_direction_of_each_modality(pl
     noise = plain_scene.colour.astype(float) @ plain_scene.colour.T
     kinds = plain_scene.arrays.kinds
     assert np.abs(noise[np.ix_(kinds == EEG, kinds != EEG)]).max() > 0.1  # brain noise is in both
+
+
+def test_what_trains_is_what_the_live_chain_uses(small_head: HeadModel) -> None:
+    scene = make_scene(small_head, small_head, QUICK, seed=11)
+    operator = build_operator(small_head, small_head.channels, nominal_noise_cov(small_head, QUICK, seed=11))
+    live = forward_arrays(small_head, operator.whitener, operator.used)
+    for f in fields(ForwardArrays):
+        np.testing.assert_array_equal(getattr(scene.arrays, f.name), getattr(live, f.name))
 
 
 def test_a_covariance_from_samples_whitens_as_well_as_that_many_samples_can(small_head: HeadModel) -> None:
