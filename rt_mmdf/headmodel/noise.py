@@ -116,6 +116,15 @@ def regularised(
         mne refuses: signal-space separated MEG needs the same value for `mag` and `grad`.
     """
     settings = settings or RegularisationSettings()
+    if noise_cov["diag"]:  # mne regularises full matrices only
+        noise_cov = mne.Covariance(
+            np.diag(noise_cov["data"]),
+            noise_cov["names"],
+            noise_cov["bads"],
+            noise_cov["projs"],
+            noise_cov["nfree"],
+            verbose="ERROR",
+        )
     # the rank that the data show (lower after signal-space separation), unless they are too short to show it
     short = 0 < int(noise_cov["nfree"]) < ENOUGH_SAMPLES_PER_CHANNEL * len(noise_cov["names"])
     rank = "full" if short else None

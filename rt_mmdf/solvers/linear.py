@@ -35,7 +35,7 @@ class SolverSettings(Settings):
     """
 
     model: str | None = Field(None, min_length=1)
-    refresh_ms: float = Field(50.0, gt=0, le=10_000)
+    refresh_ms: float = Field(100.0, gt=0, le=10_000)
     method: LiveMethod = "dSPM"
     snr: float = Field(3.0, gt=0, le=100)
     orientation: Orientation = "fixed"

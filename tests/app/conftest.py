@@ -159,9 +159,14 @@ class Lab:
         """Everything that was published, imaged; the session is stopped."""
         estimates: list[SourceEstimate] = []
         session = self.session(content, on_estimate=estimates.append)
+        self.run(session)
+        return session, estimates
+
+    def run(self, session: Session) -> None:
+        """Send everything that was published, and stop the session."""
         try:
             for key in session.imaging.keys_in_advance():
-                session.switch.offer(key, session.imaging.build(key))
+                session._offer_operator(key)
             began, sent = self.clock.now(), [0] * len(self._sending)
             for step in range(1, 1 + round(50 * max(times[-1] + 0.05 for _, _, times in self._sending))):
                 now = self.clock.move_to(began + step / 50)
@@ -178,7 +183,6 @@ class Lab:
                 session._pump()
         finally:
             session.stop()
-        return session, estimates
 
 
 @pytest.fixture

@@ -122,6 +122,9 @@ def test_a_diagonal_covariance_comes_back_fit_to_whiten_with(template_head_ico3:
     assert read["diag"]
     meg = head.ch_names[:306]  # no average reference among them: mne then decomposes the diagonal as it was read
     assert make_whitener(head.channels, meg, head.info, read).rank == 306
+    again = regularised(read, imaging_info(head.info, head.ch_names, ()), RegularisationSettings(mag=0.1, grad=0.1, eeg=0))
+    kinds = np.array(head.channels.types)
+    np.testing.assert_allclose(again["data"][kinds == "mag"][:, kinds == "mag"], np.eye(102) * 4.4e-28, rtol=1e-9)
 
 
 def test_files_that_are_no_covariance_are_said(tmp_path: Path) -> None:

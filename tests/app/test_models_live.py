@@ -1,0 +1,277 @@
+"""Trained models and the beamformer in a session: the numbers of offline, their names told, what does not fit refused."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mne
+import numpy as np
+import pytest
+import torch
+from scipy.signal import sosfilt, sosfilt_zi
+
+from rt_mmdf.core.blocks import Flag, SourceEstimate
+from rt_mmdf.core.channels import Modality
+from rt_mmdf.core.errors import ArtefactError, ConfigurationError, RtMmdfError
+from rt_mmdf.headmodel.head import HeadModel
+from rt_mmdf.headmodel.noise import ad_hoc_noise_cov, save_noise_cov
+from rt_mmdf.headmodel.whitener import make_whitener
+from rt_mmdf.lsl.interface import ChannelDescription, StreamDescription
+from rt_mmdf.networks.build import build_network
+from rt_mmdf.solvers.artefact import load_artefact, save_artefact
+from rt_mmdf.solvers.forward_arrays import forward_arrays
+from rt_mmdf.solvers.operators import build_beamformer
+
+Lab = Any  # the fixture's class lives in conftest.py
+SFREQ = 250.0
+OPTIONS = {
+    "mmdf": {"hidden": 8},
+    "fusion": {"n_times": 20},
+}
+
+
+@pytest.fixture(scope="module")
+def models(template_head_ico3: HeadModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with a model of each sort, random weights."""
+    head, folder = template_head_ico3, tmp_path_factory.mktemp("models")
+    noise_cov = ad_hoc_noise_cov(head.channels)
+    whitener = make_whitener(head.channels, head.ch_names, head.info, noise_cov)
+    for kind, options in OPTIONS.items():
+        torch.manual_seed(2)
+        network = build_network(kind, options, forward_arrays(head, whitener, head.ch_names))
+        save_artefact(folder / kind, network, head, noise_cov, name=f"tiny-{kind}", card="")
+    return folder
+
+
+@pytest.fixture
+def content(small_content: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+    plain = small_content("a")
+    del plain["head"]
+    band = {"band_pass": {"low_hz": 1.0, "high_hz": 40.0}}
+    return plain | {"preprocessing": {"bad_channels": {"enabled": False}, "filters": band}}
+
+
+@pytest.fixture(scope="module")
+def sensors(small_recording: Path) -> mne.io.BaseRaw:
+    return mne.io.read_raw_fif(small_recording, preload=True, verbose="ERROR")
+
+
+def publish(lab: Lab, raw: mne.io.BaseRaw, seconds: dict[str, float] | None = None, repeat: int = 1) -> None:
+    """The recording as two streams, of which each may end early."""
+    unit = {"eeg": "V", "mag": "T", "grad": "T/m"}
+    for modality in Modality:
+        picks = mne.pick_types(raw.info, meg=modality == "meg", eeg=modality == "eeg", exclude=[])
+        channels = tuple(
+            ChannelDescription(raw.ch_names[i], kind, unit[kind])
+            for i, kind in zip(picks, raw.get_channel_types(picks), strict=True)
+        )
+        name = f"a-{modality.upper()}"
+        data = np.tile(raw.get_data(picks).T.astype(np.float32), (repeat, 1))
+        n = round((seconds or {}).get(modality, np.inf if repeat else 0.0) * SFREQ) if seconds else len(data)
+        lab.publish(StreamDescription(name, modality.upper(), f"id-{name}", SFREQ, "float32", channels, {}), data[:n])
+
+
+def cleaned(session: Any, raw: mne.io.BaseRaw, repeat: int = 1) -> np.ndarray:
+    """All samples behind the causal filters of the session, in the order of its channels."""
+    rows = [raw.ch_names.index(name) for name in session.imaging.channels.names]
+    data = np.tile(raw.get_data()[rows].astype(np.float32).astype(np.float64), (1, repeat))
+    sos = session.engine.chain.cleaning.filter.sos
+    return sosfilt(sos, data, axis=1, zi=sosfilt_zi(sos)[:, None, :] * data[:, :1])[0]
+
+
+def joined(estimates: list[SourceEstimate]) -> tuple[np.ndarray, np.ndarray]:
+    return np.hstack([e.data for e in estimates]), np.concatenate([e.flags for e in estimates])
+
+
+@pytest.mark.parametrize("kind", ["mmdf", "fusion"])
+def test_live_is_the_network_offline_and_says_its_name(
+    kind: str, lab: Lab, content: dict[str, Any], models: Path, sensors: mne.io.BaseRaw, tmp_path: Path
+) -> None:
+    content["solver"] = {"model": str(models / kind), "refresh_ms": 20}
+    content["output"] = {"files": {"prefix": str(tmp_path / "estimates")}}
+    publish(lab, sensors)
+    session, estimates = lab.image(content)
+    data, flags = joined(estimates)
+    assert estimates[0].first == 0
+    assert data.shape[0] == 1284
+    assert data.shape[1] > 450
+    assert not (flags & np.uint32(Flag.INVALID)).any()
+    # offline: the operator's whitener, the network as it was trained, the window at the instants of refreshing
+    artefact, operator = load_artefact(models / kind), session.imaging.build(session.imaging.full_key())
+    whitened = (operator.whitener.matrix @ cleaned(session, sensors)).astype(np.float32)
+    head, names = session.imaging.head, session.imaging.channels.names
+    assert set(names) == set(artefact.channels.names)
+    order = [names.index(name) for name in head.ch_names] if kind == "mmdf" else list(range(366))
+    whitener = make_whitener(head.channels, head.ch_names, head.info, artefact.noise_cov)
+    if kind == "fusion":
+        whitener = operator.whitener
+    network = build_network(artefact.kind, artefact.options, arrays := forward_arrays(head, whitener, head.ch_names))
+    network.load_state_dict({key: torch.from_numpy(values.copy()) for key, values in artefact.weights.items()})
+    prepared, seen = network.eval().prepare(arrays), torch.from_numpy(whitened[order])
+    step, refresh = 2, 5  # 250 Hz to about 100 Hz; 20 ms
+    for t in (22, 137, 300):
+        t0 = t // refresh * refresh
+        window = seen[None, :, t0 % step : t0 + 1 : step][:, :, -network.n_times :] if network.n_times > 1 else None
+        with torch.inference_mode():
+            if kind == "fusion":
+                prior = network.prior(seen[None, :, t0], window, prepared)
+                expected = network.estimate(seen[None, :, t], prior, prepared).moments[0].numpy() * 1e-9
+            else:
+                expected = network(seen[None, :, t], None, prepared).moments[0].numpy() * 1e-9
+        assert np.linalg.norm(data[:, t] - expected) < 2e-3 * np.linalg.norm(expected)
+    # who it was
+    name = f"tiny-{kind}"
+    card = session.scorecard().as_dict()
+    assert (card["solver"], card["unit"], card["n_sources"]) == (name, "A m", 1284)
+    assert card["model"]["network"] == kind
+    assert card["model"]["weights_sha256"] == artefact.weights_sha256
+    described = session.outlets.streams[0]
+    assert described.extra["estimate/solver"] == name
+    assert described.extra["estimate/unit"] == "A m"
+    assert {channel.unit for channel in described.channels} == {"A m"}
+    with np.load(tmp_path / "estimates-000-info.npz") as info:
+        assert (str(info["solver"]), str(info["unit"])) == (name, "A m")
+
+
+@pytest.mark.parametrize("kind", ["mmdf", "fusion"])
+def test_a_model_goes_on_when_a_stream_stops(
+    kind: str, lab: Lab, content: dict[str, Any], models: Path, sensors: mne.io.BaseRaw
+) -> None:
+    content["solver"] = {"model": str(models / kind)}
+    content["preprocessing"]["bads"] = ["MEG 0113", "EEG007"]
+    publish(lab, sensors, {"eeg": 0.8, "meg": 2.0})
+    _, estimates = lab.image(content)
+    data, flags = joined(estimates)
+    without = (flags & np.uint32(Flag.EEG_MISSING)) != 0
+    assert without.sum() > 100
+    assert (~without).sum() > 100
+    assert not (flags & np.uint32(Flag.INVALID)).any()
+    assert np.isfinite(data).all()
+    assert (np.abs(data).max(axis=0) > 0).all()
+
+
+def refused(lab: Lab, content: dict[str, Any], kind: type[RtMmdfError], *parts: str) -> None:
+    with pytest.raises(kind) as caught:
+        lab.session(content)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_what_does_not_fit_a_model_is_told(
+    lab: Lab,
+    content: dict[str, Any],
+    models: Path,
+    sensors: mne.io.BaseRaw,
+    template_head_ico3: HeadModel,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    publish(lab, sensors)
+    bound, free = {"solver": {"model": str(models / "mmdf")}}, {"solver": {"model": str(models / "fusion")}}
+    refused(lab, content | {"solver": {"model": "no-such"}}, ArtefactError, "model 'no-such'", "Models at hand")
+    noise = tmp_path / "rest-cov.fif"
+    save_noise_cov(ad_hoc_noise_cov(template_head_ico3.channels), noise)
+    own_noise = {"noise": {"file": str(noise)}}
+    refused(lab, content | bound | own_noise, ConfigurationError, "noise.file", "tiny-mmdf", "Leave it out")
+    lab.session(content | free | own_noise).stop()
+    preprocessing = content["preprocessing"]
+    high = {"preprocessing": preprocessing | {"filters": {"band_pass": {"low_hz": 1.0, "high_hz": 80.0}}}}
+    refused(lab, content | free | high, ConfigurationError, "high_hz = 80", "window of 100 Hz", "up to 40")
+    other = {"preprocessing": preprocessing | {"filters": {"band_pass": {"low_hz": 0.5, "high_hz": 30.0}}}}
+    with caplog.at_level(logging.WARNING):
+        lab.session(content | free | other).stop()
+    assert "'tiny-fusion' was trained on 1 to 40 Hz; the filters pass 0.5 to 30 Hz" in caplog.text
+    assert "no noise covariance is configured: that of model 'tiny-fusion' is used" in caplog.text
+    # a head of its own: the network of any head takes it, the other one only if it is the same
+    lab.session(content | bound | {"head": {"spacing": "ico3"}}).stop()
+    moved = HeadModel(
+        "moved", "subject", template_head_ico3.forward.copy(), template_head_ico3.info, template_head_ico3.hemispheres, {}
+    )
+    moved.forward["sol"] = {**moved.forward["sol"], "data": moved.forward["sol"]["data"] * 1.1}
+    moved.forward["_orig_sol"] = moved.forward["_orig_sol"] * 1.1
+    moved.save(tmp_path / "moved")
+    configured = {"head": {"folder": str(tmp_path / "moved")}}
+    refused(lab, content | bound | configured, ArtefactError, "tiny-mmdf", "differs by 0.1", "Leave out [head]")
+    session = lab.session(content | free | configured)
+    assert session.imaging.head.name == "moved"
+    session.stop()
+
+
+def test_the_beamformer_begins_when_it_has_data_and_follows_them(
+    lab: Lab, content: dict[str, Any], sensors: mne.io.BaseRaw, template_head_ico3: HeadModel
+) -> None:
+    content["head"] = {"spacing": "ico3"}
+    content["preprocessing"]["filters"]["max_settling_s"] = 0.4
+    content["solver"] = {"method": "LCMV", "lcmv": {"data_s": 2.0, "least_s": 1.0, "refresh_s": 0.5}}
+    publish(lab, sensors, repeat=2)
+    refreshed: list[int] = []
+    session = lab.session(content, on_estimate=(estimates := []).append)
+    covariances = []
+
+    def build_at_once() -> None:  # what the worker does, without the thread
+        refreshed.append(len(estimates))
+        covariances.append(session.imaging.data_cov.covariance()[0])
+        for key in session._wanted.take_all():
+            session._offer_operator(key)
+
+    want = session.imaging.data_cov.on_refresh
+    session.imaging.data_cov.on_refresh = lambda: (want(), build_at_once())
+    lab.run(session)
+    data, flags = joined(estimates)
+    n_hop = estimates[0].n_times
+    invalid = (flags & np.uint32(Flag.INVALID)) != 0
+    first = int(np.argmin(invalid))
+    # nothing before the filters have settled and a second has passed; then always
+    assert first == (refreshed[0]) * n_hop
+    assert 1.0 * SFREQ <= first <= 2.1 * SFREQ
+    assert (flags[:first] & np.uint32(Flag.OPERATOR_PENDING)).all()
+    assert np.isnan(data[:, :first]).all()
+    assert not invalid[first:].any()
+    assert len(refreshed) >= 4
+    # each piece is imaged with the covariance of the moment
+    imaging, whole = session.imaging, cleaned(session, sensors, 2)
+    for start, stop, cov in zip(refreshed, [*refreshed[1:], len(estimates)], covariances, strict=True):
+        piece = slice(start * n_hop, min(stop * n_hop, whole.shape[1]))
+        operator = build_beamformer(
+            imaging.head, imaging.channels, imaging.noise_cov, cov, imaging.projectors, imaging.solver
+        )
+        whitened = (operator.whitener.matrix @ whole[:, piece]).astype(np.float32)
+        expected = operator.solver(whitened, whitened.shape[1])
+        got = data[:, piece]
+        assert np.linalg.norm(got - expected[:, : got.shape[1]]) < 1e-3 * np.linalg.norm(expected)
+    assert session.scorecard().solver == "LCMV"
+    # the covariance is that of the newest two seconds of what was usable
+    settled = np.flatnonzero((flags & np.uint32(Flag.SETTLING)) == 0)
+    n_parts = len(settled) // 125
+    newest = settled[max(0, n_parts - 4) * 125 : n_parts * 125]
+    assert np.linalg.norm(covariances[-1] - np.cov(whole[:, newest])) < 1e-3 * np.linalg.norm(covariances[-1])
+
+
+def test_a_classical_session_does_not_import_torch() -> None:
+    program = """
+import sys
+import rt_mmdf.cli.main, rt_mmdf.cli.monitor
+from rt_mmdf.app.session import Session
+from rt_mmdf.app.settings import SessionSettings
+from rt_mmdf.headmodel.template import build_template
+from rt_mmdf.lsl.interface import ChannelDescription, StreamDescription
+from rt_mmdf.lsl.memory import ManualClock, MemoryTransport
+
+transport = MemoryTransport(ManualClock())
+names = [name for name in build_template(spacing="ico3").ch_names if name.startswith("EEG")]
+channels = tuple(ChannelDescription(name, "eeg", "V") for name in names)
+outlet = transport.outlet(StreamDescription("e", "EEG", "e", 250.0, "float32", channels, {}))
+content = {"acquisition": {"eeg": {"name": "e"}}, "head": {"spacing": "ico3"}, "solver": {"method": sys.argv[1]}}
+Session(SessionSettings.model_validate(content), transport).stop()
+print("torch" in sys.modules)
+"""
+    for method in ("sLORETA", "LCMV"):
+        done = subprocess.run(
+            [sys.executable, "-c", program, method], capture_output=True, text=True, timeout=120, check=False
+        )
+        assert done.stdout.strip() == "False", done.stderr
