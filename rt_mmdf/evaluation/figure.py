@@ -35,7 +35,13 @@ SMALL_STAR: Mapping[str, Any] = {**STAR, "ms": 12, "mew": 1.0}
 HIDDEN: Mapping[str, Any] = {"mfc": "none", "alpha": 0.8}
 OUTLINE: Mapping[str, Any] = {"colors": ["#0d0d0d"], "linewidths": [1.3]}
 PIXELS_PER_MM = 2.4
+LABEL_CHARACTERS = 14  # of a row, in one line
 INSIDE, OUTSIDE = "#1a6e35", "#a3261e"
+
+# The seed's second figure, and what it does without
+LEFT_OUT_FIRST = ("sLORETA-eeg", "sLORETA-meg", "LCMV", "eLORETA", "mmdf-eeg", "mmdf-meg")
+COLUMN_ORDER = ("MNE", "sLORETA", "dSPM", *LEFT_OUT_FIRST, "convdip", SEED, FUSION)
+MOST_COLUMNS = 7
 
 # Networks in colours (Okabe & Ito's, told apart with any common colour vision), classical solvers in greys with dashes of
 # their own; a marker each.
@@ -115,11 +121,20 @@ class ShownCase:
     le_mm: Mapping[str, float]
 
 
-def comparison_figure(head: HeadModel, cases: Sequence[ShownCase], title: str = "") -> Figure:
+def comparison_figure(
+    head: HeadModel, cases: Sequence[ShownCase], title: str = "", solvers: Sequence[str] | None = None
+) -> Figure:
     """The truth and what each solver makes of it, one row for each case, on the hemisphere where the activity is.
 
     Every map has a scale of its own, with sign; a star is the centre of a true patch, a dot the map's peak.
+
+    Parameters
+    ----------
+    solvers : columns, in this order; None for all, or where they are more than `MOST_COLUMNS` without those that the seed's
+        own figure does without
     """
+    if solvers is None:
+        solvers = _columns([row for case in cases for row in case.estimates])
     surfaces = _surfaces(head)
     rows = []
     for case in cases:
@@ -131,11 +146,22 @@ def comparison_figure(head: HeadModel, cases: Sequence[ShownCase], title: str = 
             outline = (left, right)
         shown = tuple(_facing(surfaces, hemisphere, centres) for hemisphere in sorted({h for h, _ in centres}))
         panels = {TRUTH: MapPanel(case.truth, peak=False)}
-        panels |= {row: MapPanel(map_, f"{case.le_mm[row]:.0f} mm") for row, map_ in case.estimates.items()}
+        panels |= {
+            row: MapPanel(map_, f"{case.le_mm[row]:.0f} mm") for row, map_ in case.estimates.items() if row in solvers
+        }
         rows.append(MapRow(case.label, shown, panels, outline, tuple(centres)))
-    columns = [TRUTH, *dict.fromkeys(row for case in cases for row in case.estimates)]
     note = "Below each map: localisation error. Black outline: the true patch."
-    return map_grid(head, columns, rows, signed=True, title=title, note=note)
+    return map_grid(head, [TRUTH, *solvers], rows, signed=True, title=title, note=note)
+
+
+def _columns(rows: Sequence[str]) -> list[str]:
+    chosen = sorted(
+        dict.fromkeys(rows), key=lambda row: COLUMN_ORDER.index(row) if row in COLUMN_ORDER else len(COLUMN_ORDER)
+    )
+    for row in LEFT_OUT_FIRST:
+        if len(chosen) > MOST_COLUMNS and row in chosen:
+            chosen.remove(row)
+    return chosen
 
 
 def map_grid(
@@ -178,7 +204,8 @@ def map_grid(
     for r, row in enumerate(rows):
         y0 = top + r * height
         x, y, *_ = place(0.12, y0 + 0.5 * (height - caption), 0, 0)
-        figure.text(x, y, row.label, ha="left", va="center", fontsize=11, color="0.1", linespacing=1.35)
+        label = "\n".join(textwrap.fill(line, LABEL_CHARACTERS) for line in row.label.split("\n"))
+        figure.text(x, y, label, ha="left", va="center", fontsize=11, color="0.1", linespacing=1.35)
         for c, column in enumerate(columns):
             if (panel := row.panels.get(column)) is None:
                 continue

@@ -19,9 +19,11 @@ from numpy.typing import NDArray
 from rt_mmdf.core.channels import Modality
 from rt_mmdf.core.errors import RecordingError
 from rt_mmdf.evaluation.figure import MapPanel, MapRow, View, map_grid
+from rt_mmdf.evaluation.rows import ONE_MODALITY
 from rt_mmdf.headmodel.head import HeadModel
-from rt_mmdf.headmodel.noise import read_noise_cov
+from rt_mmdf.headmodel.noise import read_noise_cov, regularised
 from rt_mmdf.headmodel.subject import build_subject
+from rt_mmdf.headmodel.whitener import imaging_info
 from rt_mmdf.metrics.localisation import sd_mm
 from rt_mmdf.solvers.artefact import Artefact
 from rt_mmdf.solvers.interface import Operator
@@ -49,7 +51,6 @@ CLASSICAL = ("MNE", "dSPM", "sLORETA", "eLORETA")
 # lambda^2 = 1/9, as suits averages. No depth weighting: with mne's 0.8 the left ear's dSPM map (3 trials) peaks in the wrong
 # hemisphere.
 SNR, DEPTH = 3.0, 0.0
-EEG_KINDS, MEG_KINDS = ("mmdf-eeg", "convdip"), ("mmdf-meg",)  # of networks that see one modality
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,26 +210,28 @@ def classical_solvers() -> tuple[EvokedSolver, ...]:
 def network_solver(artefact: Artefact, name: str | None = None) -> EvokedSolver:
     """A trained network; ArtefactError on use where it was trained for another head.
 
-    One that is not head-free expects the noise it was trained with. The averages' noise is made as large, so what it says
-    comes out the square root of the number of trials too large, and is divided by it.
+    One that is not head-free expects the noise it was trained in. The averages' noise is made as large, so what it says
+    comes out too large by the square root of the number of trials, and is divided by it.
     """
-    single = dict.fromkeys(EEG_KINDS, Modality.MEG) | dict.fromkeys(MEG_KINDS, Modality.EEG)
-    missing = [single[artefact.kind]] if artefact.kind in single else []
+    missing = [m for m in Modality if artefact.kind in ONE_MODALITY and m is not ONE_MODALITY[artefact.kind]]
 
     def prepare(averages: Averages, n_trials: int) -> Operator:
-        head = averages.head.named_like(artefact.channels.names)
+        head = averages.head
         if not artefact.head_free:
             artefact.check_head(head)
+            head = artefact.load_head()
+        names = [name for name in head.ch_names if name in averages.head.ch_names]
+        noise_cov = regularised(averages.cov_of(n_trials), imaging_info(head.info, names, averages.projs))
         sfreq = float(averages.evokeds[0].info["sfreq"])
         trained = TrainedNetwork(
             artefact,
-            averages.head,
-            averages.head.channels,
-            averages.cov_of(n_trials),
+            head,
+            head.channels.pick(head.channels.indices(names)),
+            noise_cov,
             averages.projs,
             bads=averages.bads,
             sfreq=sfreq,
-            refresh_ms=1e3 / sfreq,
+            refresh_ms=1e3 / sfreq,  # with every sample
         )
         return trained.build_operator(averages.bads, missing)
 
@@ -259,12 +262,17 @@ def image_averages(
 def _map_of(evoked: mne.Evoked, solver: EvokedSolver, operator: Operator, positions: Array) -> RealMap:
     n_trials = int(evoked.nave)
     instants = np.flatnonzero((evoked.times >= PEAK_S[0] - 1e-9) & (evoked.times <= PEAK_S[1] + 1e-9))
-    window = (operator.whitener.matrix @ evoked.data[:, : instants[-1] + 1]).astype(np.float32)
+    rows = [evoked.ch_names.index(name) for name in operator.whitener.channels.names]
+    window = (operator.whitener.matrix @ evoked.data[rows, : instants[-1] + 1]).astype(np.float32)
     scale = solver.scale(n_trials)
     estimate = scale * operator.solver(window, len(instants)).astype(np.float64)
     peak, instant = (int(place) for place in np.unravel_index(np.abs(estimate).argmax(), estimate.shape))
     values = estimate[:, instant]
-    deviation = operator.solver.deviation if isinstance(operator.solver, NetworkSolver) else None
+    deviation = None
+    if isinstance(operator.solver, NetworkSolver):  # imaged once more, so that the peak's is the instant it last saw
+        operator.solver.reset()
+        operator.solver(window[:, : instants[instant] + 1], 1)
+        deviation = operator.solver.deviation()
     region = expected_region(evoked.comment, positions)
     x, y, z = (float(value) for value in positions[peak])
     return RealMap(
@@ -280,7 +288,7 @@ def _map_of(evoked: mne.Evoked, solver: EvokedSolver, operator: Operator, positi
         hemisphere="left" if x < 0 else "right",
         in_region=None if region is None else bool(region[peak]),
         sd_mm=sd_mm(values, positions, positions[peak]),
-        deviation=None if deviation is None else float(scale * deviation[peak, instant]),
+        deviation=None if deviation is None else float(scale * deviation[peak]),
     )
 
 

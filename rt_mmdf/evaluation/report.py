@@ -15,22 +15,15 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from rt_mmdf.core.errors import SinkError
-from rt_mmdf.evaluation.figure import metric_figure
 from rt_mmdf.evaluation.real import RealMap
 from rt_mmdf.evaluation.results import CaseResults, Cell
 from rt_mmdf.evaluation.statistics import (
     CONFIDENCE,
-    FUSION,
-    SEED,
     SIGNIFICANT,
     Better,
     Comparison,
     Summary,
     Verdict,
-    compare,
-    compare_variance,
-    summaries,
-    verdicts,
 )
 
 Statistic = Literal["mean", "median", "variance", "iqr"]
@@ -170,53 +163,6 @@ TESTS = (
     f"table (Holm). Green, \u2713: ours is better, p < {SIGNIFICANT:g}; red, \u2717: ours is worse, p < {SIGNIFICANT:g}; "
     "grey: not told apart. Point at a number for the means and the p value."
 )
-
-
-def report_of(
-    results: CaseResults,
-    facts: Mapping[str, str],
-    *,
-    title: str = "Evaluation",
-    more_verdicts: Sequence[Verdict] = (),
-    pictures: Mapping[str, Figure] | None = None,
-    real: RealSection | None = None,
-    ceilings: Sequence[str] = (),
-    notes: Sequence[str] = (),
-    seed: int = 0,
-) -> Report:
-    """Everything that the results hold: summaries, tests of `fusion` and `mmdf` against the others, verdicts, figures.
-
-    Parameters
-    ----------
-    facts : what was run
-    more_verdicts : claims that rest on more than the results (`rt_mmdf.evaluation.statistics.noise_verdict`)
-    pictures : caption to figure, shown before those of the metrics
-    ceilings : rows that are bounds, not competitors
-    seed : of the bootstrap
-    """
-    found = {metric: summaries(results, metric, seed) for metric in results.values}
-    competitors = [row for row in results.solvers if row not in ceilings]
-    comparisons: dict[str, Sequence[Comparison]] = {}
-    for ours in (FUSION, SEED):
-        others = [row for row in competitors if row != ours]
-        if ours in competitors and others:
-            comparisons |= {
-                f"{ours}, localisation error, mm": compare(results, "le_mm", ours, others=others),
-                f"{ours}, variance of the localisation error": compare_variance(results, "le_mm", ours, others),
-            }
-            if "auc" in found:
-                heading = f"{ours}, area under the ROC curve"
-                comparisons[heading] = compare(results, "auc", ours, "higher", others)
-    figures = dict(pictures or {})
-    whiskers = "means with 95 % bootstrap intervals"
-    figures[f"Localisation error over the size of the patch: {whiskers}"] = metric_figure(found["le_mm"], "le_mm")
-    if "auc" in found:
-        figures[f"Area under the ROC curve over the size of the patch: {whiskers}"] = metric_figure(found["auc"], "auc")
-    figures["Variance of the localisation error over the size of the patch"] = metric_figure(
-        found["le_mm"], "le_mm", "variance"
-    )
-    claims = (*verdicts(results, ceilings=ceilings), *more_verdicts)
-    return Report(title, facts, results, found, claims, comparisons, figures, real, notes)
 
 
 def write_report(report: Report, path: Path) -> None:

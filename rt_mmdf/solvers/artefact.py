@@ -250,7 +250,7 @@ def save_artefact(
     if not template:
         arrays |= compact_arrays(head)
     files[HEAD] = _tensors(arrays)
-    noise = mne.pick_channels_cov(noise_cov, list(head.ch_names), ordered=True, verbose="ERROR")
+    noise = mne.pick_channels_cov(noise_cov, list(head.ch_names), exclude=[], ordered=True, verbose="ERROR")
     noise["projs"] = [deepcopy(proj) for proj in projs]
     content: dict[str, Any] = {
         "format": FORMAT,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import mne
@@ -18,11 +19,15 @@ from rt_mmdf.evaluation.real import (
     classical_solver,
     expected_region,
     image_averages,
+    network_solver,
     outcome_by_solver,
     read_averages,
     real_figure,
 )
-from rt_mmdf.headmodel.whitener import imaging_info
+from rt_mmdf.headmodel.whitener import imaging_info, make_whitener
+from rt_mmdf.networks.build import build_network
+from rt_mmdf.solvers.artefact import save_artefact
+from rt_mmdf.solvers.forward_arrays import forward_arrays
 from rt_mmdf.solvers.linear import SolverSettings
 
 PLACES = arrays(np.float64, (6, 3), elements={"min_value": -100, "max_value": 100})
@@ -90,6 +95,27 @@ def test_maps_are_what_mne_makes_of_the_average(averages: Averages, maps: tuple[
     theirs = mne.minimum_norm.apply_inverse(own, inverse, 1 / 9, "dSPM", verbose="ERROR")
     instant = np.argmin(np.abs(average.times - found.time_s))
     np.testing.assert_allclose(found.values, theirs.data[:, instant], atol=1e-3 * np.abs(found.values).max())
+
+
+@pytest.mark.sample
+@pytest.mark.parametrize("kind", ["fusion", "mmdf"])
+def test_networks_image_averages_in_the_noise_they_expect(averages: Averages, tmp_path: Path, kind: str) -> None:
+    """Untrained, so where they peak is not asked."""
+    head = averages.head
+    whitener = make_whitener(head.channels, set(head.ch_names), head.info, averages.noise_cov, averages.projs)
+    network = build_network(kind, {}, forward_arrays(head, whitener, head.ch_names))
+    artefact = save_artefact(tmp_path / kind, network, head, averages.noise_cov, name=kind, card="", projs=averages.projs)
+    (left,) = (evoked for evoked in averages.evokeds if evoked.comment == "Left Auditory")
+    solver = network_solver(artefact)
+    (found,) = image_averages(replace(averages, evokeds=(left,)), [solver])
+    operator = solver.prepare(averages, 3)
+    spread = operator.whitener.matrix @ left.data[:, left.times < 0]
+    assert np.sqrt((spread**2).sum(axis=0).mean() / operator.whitener.rank) == pytest.approx(1.0, abs=0.35)
+    sample = (operator.whitener.matrix @ left.data[:, left.times <= found.time_s + 1e-9]).astype(np.float32)
+    scale = 1.0 if kind == "fusion" else 3**-0.5
+    np.testing.assert_allclose(found.values, scale * operator.solver(sample, 1)[:, 0], rtol=1e-3, atol=1e-15)
+    assert (found.unit, found.n_channels) == ("A m", 364)
+    assert (found.deviation is not None and found.deviation > 0) == (kind == "fusion")
 
 
 @pytest.mark.sample

@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 
 from rt_mmdf.core.errors import SinkError
 from rt_mmdf.evaluation.real import RealMap
-from rt_mmdf.evaluation.report import RealSection, Report, describe, report_of, write_report
+from rt_mmdf.evaluation.report import RealSection, Report, describe, write_report
 from rt_mmdf.evaluation.results import CaseResults
-from rt_mmdf.evaluation.statistics import compare, noise_verdict
+from rt_mmdf.evaluation.statistics import compare, noise_verdict, summaries, verdicts
 
 CELLS = tuple((radius, n, snr) for radius in (0.0, 15.0) for n in (1, 2) for snr in (0.0, 10.0))
 ROWS = ("sLORETA", "mmdf-eeg", "mmdf-meg", "mmdf", "fusion <&>", "fusion")
@@ -86,11 +86,14 @@ def report(results: CaseResults) -> Report:
         2e-9,
     )
     quiet = noise_verdict("fusion", np.array([1.0, 1.2]), np.array([10.0]))
-    return report_of(
-        results,
-        {"command": "rt-mmdf evaluate --suite held-out", "seed": "7 & 8"},
-        more_verdicts=[quiet],
-        pictures={"Maps": figure},
+    return Report(
+        title="Evaluation",
+        facts={"command": "rt-mmdf evaluate --suite held-out", "seed": "7 & 8"},
+        results=results,
+        summaries={metric: summaries(results, metric) for metric in results.values},
+        verdicts=(*verdicts(results), quiet),
+        comparisons={f"{ours}, localisation error, mm": compare(results, "le_mm", ours) for ours in ("fusion", "mmdf")},
+        figures={"Maps": figure, "More": figure},
         real=RealSection([found], figure, "Trained for it."),
         notes=["A note."],
     )
@@ -102,7 +105,7 @@ def page(report: Report) -> Page:
 
 
 def test_the_file_is_whole_and_needs_nothing_else(report: Report, page: Page) -> None:
-    assert len(page.sources) == 5  # two pictures given, three of metrics
+    assert len(page.sources) == 3
     for source in page.sources:
         assert source.startswith("data:image/png;base64,")
         assert base64.b64decode(source.split(",")[1], validate=True).startswith(b"\x89PNG")
