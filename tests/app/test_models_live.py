@@ -123,7 +123,7 @@ def test_live_is_the_network_offline_and_says_its_name(
                 expected = network.estimate(seen[None, :, t], prior, prepared).moments[0].numpy() * 1e-9
             else:
                 expected = network(seen[None, :, t], None, prepared).moments[0].numpy() * 1e-9
-        assert np.linalg.norm(data[:, t] - expected) < 2e-3 * np.linalg.norm(expected)
+        assert np.linalg.norm(data[:, t] - expected) < 1e-2 * np.linalg.norm(expected)
     # who it was
     name = f"tiny-{kind}"
     card = session.scorecard().as_dict()
