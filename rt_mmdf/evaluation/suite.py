@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Literal
@@ -31,12 +32,12 @@ from rt_mmdf.networks.interface import ForwardArrays
 from rt_mmdf.simulation.batches import BatchGenerator, BatchSettings, Scene
 from rt_mmdf.simulation.heads import HeadVariation, varied_template
 from rt_mmdf.simulation.scene_files import load_scenes, save_scenes
-from rt_mmdf.simulation.scenes import SceneNoise, TrueCortex, make_scene, true_cortex
+from rt_mmdf.simulation.scenes import SceneNoise, scene_and_whitening, true_cortex
 
 Float32 = NDArray[np.float32]
 Progress = Callable[[str, float], None]
 
-RECIPE_VERSION = 1  # changes with whatever changes the cases
+RECIPE_VERSION = 2  # changes with whatever changes the cases
 
 RADII_MM = (0.0, 5.0, 10.0, 15.0, 20.0, 30.0)
 N_SOURCES = (1, 2, 3)
@@ -252,37 +253,27 @@ def _held_out(
     cortex = true_cortex(nominal, truths[0])
     made = []
     for number, (truth, noise) in enumerate(zip(truths, noises, strict=True)):
-
-        def scene(
-            used: frozenset[str] | None, truth: HeadModel = truth, noise: SceneNoise = noise, n: int = number
-        ) -> Scene:
-            # one seed: all views share brain sources, interference and the measured covariance
-            return make_scene(
-                nominal,
-                truth,
-                noise,
-                seed=(SEED, n),
-                used=used,
-                leadfield_noise=leadfield_noise,
-                cortex=cortex,
-                name=f"held-out {n}",
-            )
-
-        joint = scene(None)
+        # one seed: all views share brain sources, interference and the measured covariance
+        make = partial(
+            scene_and_whitening,
+            nominal,
+            truth,
+            noise,
+            seed=(SEED, number),
+            leadfield_noise=leadfield_noise,
+            cortex=cortex,
+            name=f"held-out {number}",
+        )
+        joint, _, colorer = make()
         alone = {}
         if set(ALONE) <= set(nominal.channels.modalities):
             for modality in ALONE:
                 names = nominal.channels.pick(nominal.channels.of_modality(modality)).names
-                single = scene(frozenset(names))
-                alone[modality] = View(single.arrays, _from_joint(joint, single))
+                single, whitener, _ = make(used=names)
+                # back to what the sensors saw, and whitened anew
+                alone[modality] = View(single.arrays, np.asarray(whitener.matrix @ colorer, dtype=np.float32))
         made.append(HeldOutScene(_off_the_sources(joint), alone))
     return made
-
-
-def _from_joint(joint: Scene, single: Scene) -> Float32:
-    """What turns jointly whitened samples into those whitened over one modality: exact, since both hold the same noise."""
-    solution = np.linalg.lstsq(joint.colour.T.astype(np.float64), single.colour.T.astype(np.float64), rcond=1e-6)[0]
-    return np.asarray(solution.T, dtype=np.float32)
 
 
 def _off_the_sources(scene: Scene) -> Scene:
@@ -298,19 +289,13 @@ def _off_the_sources(scene: Scene) -> Scene:
     distance = np.take_along_axis(distance, order, axis=1)
     near = np.where(np.isfinite(distance), number[np.take_along_axis(near, order, axis=1)], 0)
     widest = int(np.isfinite(distance).sum(axis=1).max())
-    cortex = TrueCortex(
-        scene.truth_mm[kept],
-        scene.nearest[kept],
-        np.ascontiguousarray(near[:, :widest]),
-        np.ascontiguousarray(distance[:, :widest]),
-    )
     return replace(
         scene,
         gain=np.ascontiguousarray(scene.gain[:, kept]),
-        nearest=cortex.nearest,
-        truth_mm=cortex.truth_mm,
-        neighbours=cortex.neighbours,
-        distance_mm=cortex.distance_mm,
+        nearest=scene.nearest[kept],
+        truth_mm=scene.truth_mm[kept],
+        neighbours=np.ascontiguousarray(near[:, :widest]),
+        distance_mm=np.ascontiguousarray(distance[:, :widest]),
     )
 
 
