@@ -174,9 +174,8 @@ class PictureNetwork(SourceNetwork):
 
 
 def quiet_output(n_inputs: int, n_sources: int) -> nn.Linear:
-    """The last layer: it begins close to silence, or the first thousand steps would only teach it that most sources are."""
+    """The last layer, which begins with silence: most sources are silent, and teaching it that first kills hidden units."""
     layer = nn.Linear(n_inputs, n_sources)
-    with torch.no_grad():
-        layer.weight.mul_(0.1)
-        layer.bias.zero_()
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
     return layer

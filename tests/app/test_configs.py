@@ -15,7 +15,7 @@ from rt_mmdf.core.channels import Modality
 from rt_mmdf.core.settings import load_settings, validate_settings
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-FILES = sorted(CONFIGS.glob("*.toml"))
+FILES = sorted(path for path in CONFIGS.glob("*.toml") if not path.name.startswith("train_"))  # those: tests/training
 
 
 def kind_of(path: Path) -> type[ReplaySettings] | type[SessionSettings]:

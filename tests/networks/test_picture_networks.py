@@ -23,6 +23,8 @@ def network_of(kind: str, arrays: ForwardArrays, **options: int | float | str | 
     torch.manual_seed(3)
     network = build_network(kind, options, arrays)
     assert isinstance(network, PictureNetwork)
+    # it begins with silence, of which every law holds
+    nn.init.normal_(network.get_submodule("output").get_parameter("weight"), std=0.05)
     return network
 
 
