@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from rt_mmdf.core.errors import RecordingError, SinkError
 from rt_mmdf.networks.interface import Batch
@@ -37,7 +37,7 @@ def write_batches(
             batch, scene = generator.batch(step)
             tensors = {f.name: getattr(batch, f.name) for f in fields(Batch)}
             held = {key: tensor.contiguous().cpu() for key, tensor in tensors.items() if tensor is not None}
-            save_file(held, folder / f"batch{step:05d}.safetensors", metadata={"scene": str(scene)})
+            (folder / f"batch{step:05d}.safetensors").write_bytes(save(held, metadata={"scene": str(scene)}))
         (folder / INDEX).write_text(json.dumps(described, indent=1), encoding="utf-8")
     except OSError as error:
         raise SinkError(

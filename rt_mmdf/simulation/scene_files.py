@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from rt_mmdf.core.errors import RecordingError, SinkError
 from rt_mmdf.networks.interface import ForwardArrays
@@ -42,9 +42,9 @@ def save_scenes(scenes: Sequence[Scene], folder: Path) -> None:
                 else:
                     own[key] = np.ascontiguousarray(array)
             file = f"scene{number:03d}.safetensors"
-            save_file(own, folder / file)
+            (folder / file).write_bytes(save(own))  # not save_file: nobody else may read what that writes
             index.append({"name": scene.name, "file": file, "shared": borrowed} | _numbers(scene))
-        save_file(common, folder / SHARED)
+        (folder / SHARED).write_bytes(save(common))
         # last: a folder without it holds no scenes
         (folder / INDEX).write_text(json.dumps({"format": FORMAT, "scenes": index}, indent=1), encoding="utf-8")
     except OSError as error:
