@@ -31,7 +31,7 @@ REGULARISED = (1.0, 10.0)
 N_SCALES = len(RADII_MM)
 N_MAPS = 5 * N_SCALES + len(REGULARISED) + 2
 """Five of each patch size, the regularised ones, EEG alone and MEG alone."""
-N_FACTS, N_WHOLE = 6, 5 + N_SCALES
+N_FACTS, N_WHOLE, N_FINE = 6, 5 + N_SCALES, 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +120,7 @@ class Block(nn.Module):
         n, nodes, width = x.shape
         shape = (n, -1, self.heads, width // self.heads)
         normed = self.near_norm(x)
-        x = x + self.near(torch.cat([normed, mesh.coarse_neighbours @ normed], dim=2))
+        x = x + self.near(torch.cat([normed, mesh.around(normed)], dim=2))
         normed = self.far_norm(x)
         query = self.query(normed).reshape(shape).transpose(1, 2)
         key, value = (part.reshape(shape).transpose(1, 2) for part in self.key_value(mesh.regions @ normed).chunk(2, dim=2))
@@ -131,27 +131,19 @@ class Block(nn.Module):
 
 
 class Pass(nn.Module):
-    """From maps on the cortex to the logits of all patches and some numbers about the whole.
+    """Rounds on the coarse cortex, and what they say: logits of the patches around each node, numbers about the whole.
 
     n_peaks : so many of the first maps are pooled by their maximum too, all by their mean
     """
 
     def __init__(self, n_maps: int, n_peaks: int, width: int, n_blocks: int) -> None:
         super().__init__()
-        fine = 32
         self.n_peaks = n_peaks
         self.enter = nn.Linear(n_maps + n_peaks + N_FACTS, width)
         self.blocks = nn.ModuleList([Block(width) for _ in range(n_blocks)])
         self.leave = nn.LayerNorm(width)
-        self.coarse_to_fine = nn.Linear(width, fine)
-        self.fine_maps = nn.Linear(n_maps, fine)
-        self.fine_hidden = nn.Linear(fine, fine)
-        self.fine_out = nn.Linear(fine, N_SCALES)
-        last_of_whole = nn.Linear(32, N_WHOLE)
-        self.whole = nn.Sequential(nn.Linear(width + N_FACTS, 32), nn.GELU(), last_of_whole)
-        for last in (self.fine_out, last_of_whole):  # begins as if it were not there
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+        self.logits = begins_at_zero(nn.Linear(width, N_SCALES))
+        self.whole = nn.Sequential(nn.Linear(width + N_FACTS, 32), nn.GELU(), begins_at_zero(nn.Linear(32, N_WHOLE)))
 
     def forward(self, maps: Tensor, facts: Tensor, mesh: Mesh, state: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         pooled = torch.cat([mesh.pool_mean(maps), mesh.pool_max(maps[:, :, : self.n_peaks])], dim=2)
@@ -160,11 +152,31 @@ class Pass(nn.Module):
         for block in self.blocks:
             x = block(x, facts, mesh)
         seen = self.leave(x)
-        whole = self.whole(torch.cat([seen.mean(dim=1), facts], dim=1))
+        return seen, self.logits(seen), self.whole(torch.cat([seen.mean(dim=1), facts], dim=1))
+
+
+class Fine(nn.Module):
+    """Logits of all patches from the maps at each source and what the coarse cortex says there."""
+
+    def __init__(self, n_maps: int, width: int) -> None:
+        super().__init__()
+        self.coarse = nn.Linear(width, N_FINE)
+        self.maps = nn.Linear(n_maps, N_FINE)
+        self.hidden = nn.Linear(N_FINE, N_FINE)
+        self.logits = begins_at_zero(nn.Linear(N_FINE, N_SCALES))
+
+    def forward(self, maps: Tensor, seen: Tensor, mesh: Mesh) -> Tensor:
         # all sources: the widest layers, so the cheapest activation
-        hidden = F.relu(self.coarse_to_fine(seen)[:, mesh.node_of] + self.fine_maps(maps))
-        logits = self.fine_out(F.relu(hidden + self.fine_hidden(hidden)))
-        return logits, whole, x
+        hidden = F.relu(self.coarse(seen)[:, mesh.node_of] + self.maps(maps))
+        logits: Tensor = self.logits(F.relu(self.hidden(hidden)))
+        return logits
+
+
+def begins_at_zero(layer: nn.Linear) -> nn.Linear:
+    """A layer that is at first as if it were not there."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 class FusionNetwork(SourceNetwork):
@@ -208,6 +220,7 @@ class FusionNetwork(SourceNetwork):
         self.n_nodes, self.n_regions, self.n_likely, self.k, self.n_times = n_nodes, n_regions, n_likely, k, n_times
         self.first = Pass(N_MAPS, N_SCALES, width, n_blocks)
         self.second = Pass(N_MAPS + 2 * N_SCALES + 1, 2 * N_SCALES, width, n_blocks)
+        self.fine = Fine(N_MAPS + 2 * N_SCALES + 1, width)
         # begins as a soft choice among the best matching patches, over a weak ground
         self.sharpness = nn.Parameter(torch.tensor(0.5))
 
@@ -277,16 +290,15 @@ class FusionNetwork(SourceNetwork):
 
     def _priors(self, sample: Tensor, window: Tensor | None, prepared: PreparedFusion) -> list[Prior]:
         maps, facts, components, trust, power = self._features(sample, window, prepared)
-        out, whole, state = self.first(maps, facts, prepared.mesh, None)
+        mesh = prepared.mesh
+        state, out, whole = self.first(maps, facts, mesh, None)
         # ten times the first maps: log likelihood ratio of each patch to the best one
-        logits = out + self.sharpness * 10 * maps[:, :, :N_SCALES] + whole[:, None, 5:]
+        logits = out[:, mesh.node_of] + self.sharpness * 10 * maps[:, :, :N_SCALES] + whole[:, None, 5:]
         first = self._prior(logits, whole, power, components, trust)
-        left = self._unexplained(sample, first, prepared)
-        out, change, _ = self.second(
-            torch.cat([maps, *left, logits.detach()[:, :, :1] / 10], dim=2), facts, prepared.mesh, state
-        )
-        logits, whole = logits + out + change[:, None, 5:], whole + change
-        return [first, self._prior(logits, whole, power, components, trust)]
+        maps = torch.cat([*self._unexplained(sample, first, prepared), maps, logits.detach()[:, :, :1] / 10], dim=2)
+        state, out, change = self.second(maps, facts, mesh, state)
+        logits = logits + out[:, mesh.node_of] + self.fine(maps, state, mesh) + change[:, None, 5:]
+        return [first, self._prior(logits, whole + change, power, components, trust)]
 
     def _prior(self, logits: Tensor, whole: Tensor, power: Tensor, components: Tensor, trust: Tensor) -> Prior:
         logits = logits.transpose(1, 2).reshape(len(logits), -1)
@@ -333,7 +345,9 @@ class FusionNetwork(SourceNetwork):
         # squared matches with the patches: twice the log likelihood ratio of each against none
         at_once = (now @ both.atoms.T).square()
         denoised = (clean @ both.atoms.T).square()
-        shown = (components.transpose(1, 2) @ both.atoms.T).square()  # (n, r, n_atoms)
+        shown = (
+            (components.transpose(1, 2).reshape(-1, now.shape[1]) @ both.atoms.T).square().reshape(n, -1, len(both.atoms))
+        )
         in_window = torch.einsum("nr,nra->na", trust * energy, shown)
         subspace = torch.einsum("nr,nra->na", trust, shown)
         best = denoised.amax(dim=1, keepdim=True)
@@ -420,14 +434,12 @@ class FusionNetwork(SourceNetwork):
     def loss(self, batch: Batch, prepared: PreparedFusion) -> Tensor:
         """Direction, extent, place and amount of the estimate, and the place of the prior."""
         truth = batch.dense(prepared.mesh.n_sources)
-        first, second = (
-            fusion_loss(self.estimate(batch.sample, prior, prepared).moments, truth, prior.logits, batch, prepared.mesh)
-            for prior in self._priors(batch.sample, batch.window, prepared)
-        )
-        return 0.3 * first + second
+        first, second = self._priors(batch.sample, batch.window, prepared)
+        estimate = self.estimate(batch.sample, second, prepared).moments
+        return fusion_loss(estimate, truth, (first.logits, second.logits), batch, prepared.mesh)
 
 
-def fusion_loss(estimate: Tensor, truth: Tensor, logits: Tensor, batch: Batch, mesh: Mesh) -> Tensor:
+def fusion_loss(estimate: Tensor, truth: Tensor, logits: tuple[Tensor, ...], batch: Batch, mesh: Mesh) -> Tensor:
     """See `FusionNetwork.loss`."""
     total = truth.abs().sum(dim=1)
     cosine = F.cosine_similarity(estimate, truth, dim=1)
@@ -446,8 +458,10 @@ def fusion_loss(estimate: Tensor, truth: Tensor, logits: Tensor, batch: Batch, m
     wanted = torch.einsum("nv,nvp->np", truth, near)
     amount = ((found - wanted).abs() / wanted.abs().clamp_min(1e-6)).clamp_max(3)
     amount = (amount * there).sum(dim=1) / there.sum(dim=1)
-    share = torch.softmax(logits, dim=1).reshape(len(estimate), -1, estimate.shape[1]).sum(dim=1)
-    spread = (share * nearest).sum(dim=1) / 20
+    spread = torch.zeros_like(place)
+    for own in logits:
+        share = torch.softmax(own, dim=1).reshape(len(estimate), -1, estimate.shape[1]).sum(dim=1)
+        spread = spread + (share * nearest).sum(dim=1) / 20
     rank = _rank_loss(estimate, truth, batch)
     return ((1 - cosine) + 0.2 * fine + 0.2 * pooled + place + 0.3 * amount + 0.3 * spread + 0.5 * rank).mean()
 

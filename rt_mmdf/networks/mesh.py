@@ -75,6 +75,12 @@ class Mesh:
         """(n, n_sources) -> (n, n_nodes)"""
         return values.new_zeros(len(values), len(self.members)).index_add_(1, self.node_of, values)
 
+    def around(self, values: Tensor) -> Tensor:
+        """(n, n_nodes, m): the mean of the neighbours of each node, as one matrix product for the whole batch."""
+        n, n_nodes, m = values.shape
+        product = self.coarse_neighbours @ values.transpose(0, 1).reshape(n_nodes, n * m)
+        return product.reshape(n_nodes, n, m).transpose(0, 1)
+
     def scatter_patches(self, moments: Tensor, atoms: Tensor, weight: Tensor) -> Tensor:
         """Add patches `atoms` (n, m) with moments `weight` (n, m) to (n, n_sources)."""
         vertices = self.table_vertices[atoms].reshape(len(atoms), -1)
