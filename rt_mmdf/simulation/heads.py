@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
+from rt_mmdf.core.errors import HeadModelError
 from rt_mmdf.headmodel.head import HeadModel
 from rt_mmdf.headmodel.subject import build_subject
 from rt_mmdf.headmodel.template import Progress, Spacing, build_template
@@ -99,8 +100,13 @@ def varied_template(
     Raises
     ------
     HeadModelError
-        MEG sensors would be inside the scalp.
+        `nominal` is no template head, or MEG sensors would be inside the scalp.
     """
+    if nominal.kind != "template":
+        raise HeadModelError(
+            f"head model {nominal.name!r} is no template; the template cannot stand for it. Vary it from its own files "
+            "(varied_subject: recording, coregistration, source space and BEM solution)."
+        )
     conductivity = variation.conductivity or _nominal_conductivity(nominal)
     return build_template(
         spacing=spacing,

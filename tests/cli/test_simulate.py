@@ -33,6 +33,7 @@ def test_it_explains_itself() -> None:
     text = simulate("--help")
     for word in ("--noise-cov", "--batches", "--order", "Examples", "default: 0.33"):
         assert word in text
+    assert " simulate " in RUNNER.invoke(app, ["--help"]).output
 
 
 @pytest.mark.slow

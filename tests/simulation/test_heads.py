@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rt_mmdf.core.errors import HeadModelError
 from rt_mmdf.headmodel.head import HeadModel
 from rt_mmdf.simulation.heads import (
     CONDUCTIVITIES,
@@ -66,6 +67,11 @@ def test_no_variation_changes_nothing(small_head: HeadModel) -> None:
     same = varied_info(small_head.info, HeadVariation())
     for kind in ("eeg", "mag", "grad"):
         np.testing.assert_array_equal(places(same, kind), places(small_head.info, kind))
+
+
+def test_the_template_does_not_stand_for_a_subject(small_head: HeadModel) -> None:
+    with pytest.raises(HeadModelError, match="varied_subject"):
+        varied_template(replace(small_head, kind="subject"), VARIED)
 
 
 @pytest.mark.slow

@@ -205,6 +205,11 @@ def test_a_true_mesh_may_be_another_than_the_nominal_one(small_head: HeadModel) 
     assert scene.arrays.n_sources == 1284
 
 
+def test_heads_of_other_channels_are_refused(small_head: HeadModel) -> None:
+    with pytest.raises(HeadModelError, match="2 of 81 channels are not in it"):
+        make_scene(small_head, small_head.pick(small_head.ch_names[2:]), QUICK, seed=1)
+
+
 def test_a_cortex_without_triangles_is_refused(small_head: HeadModel) -> None:
     bare = tuple(Hemisphere(h.white, h.triangles, h.source_vertices) for h in small_head.hemispheres)
     forward = small_head.forward.copy()
