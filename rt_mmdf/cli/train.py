@@ -31,6 +31,9 @@ def train(
     network: Annotated[
         str | None, typer.Option(help="Train this one (mmdf, mmdf-eeg, ...) with the rest of CONFIG, under its own name.")
     ] = None,
+    scenes: Annotated[
+        Path | None, typer.Option(help="Folder of scenes that several trainings share; made if needed. \\[default: in OUT]")
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="In place of loop.steps.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; by default cuda where there is one.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint, if there is one.")] = False,
@@ -63,7 +66,7 @@ def train(
     """
     if pack is not None and unpack is not None:
         raise ConfigurationError("rt-mmdf train: --pack and --unpack seen; give one of the two.")
-    settings = _settings(config, out, model, network, steps)
+    settings = _settings(config, out, model, network, scenes, steps)
     if pack is not None:
         from rt_mmdf.training.pack import pack as write_pack
 
@@ -81,7 +84,9 @@ def train(
         _train(config, settings, device, resume, force)
 
 
-def _settings(config: Path, out: Path | None, model: Path | None, network: str | None, steps: int | None) -> TrainSettings:
+def _settings(
+    config: Path, out: Path | None, model: Path | None, network: str | None, scenes: Path | None, steps: int | None
+) -> TrainSettings:
     from rt_mmdf.core.settings import load_toml, validate_settings
     from rt_mmdf.training.settings import TrainSettings
 
@@ -89,6 +94,11 @@ def _settings(config: Path, out: Path | None, model: Path | None, network: str |
     content |= {key: value for key, value in (("out", out), ("model", model)) if value is not None}
     if network is not None:
         content |= {"name": network, "network": {"kind": network}}
+    # what is no table is left as it is: validation says so
+    if scenes is not None:
+        for section in ("scenes", "validation"):
+            if isinstance(content.setdefault(section, {}), dict):
+                content[section]["folder"] = scenes / section
     if steps is not None and isinstance(content.setdefault("loop", {}), dict):
         content["loop"]["steps"] = steps
     return validate_settings(content, TrainSettings, where=f"configuration {config}")

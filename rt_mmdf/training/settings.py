@@ -46,11 +46,11 @@ class NetworkSettings(Settings):
 
 
 class ScenesSettings(Settings):
-    """The sections ``[scenes]`` and ``[validation]``: randomised heads and noises, seen by the nominal head."""
+    """The section ``[scenes]``: randomised heads and noises, seen by a system that knows the nominal head."""
 
-    n: int = Field(ge=1, le=1000)
+    n: int = Field(default=24, ge=1, le=1000)
     """How many; half a minute each for the template."""
-    seed: int = Field(ge=0)
+    seed: int = Field(default=1, ge=0)
     """Scenes of other seeds are other heads and noises."""
     folder: Path | None = None
     """Where they are kept; by default in the output folder. Made where there are none; several trainings can share them."""
@@ -58,6 +58,13 @@ class ScenesSettings(Settings):
     """Whether some scenes lack channels or a modality."""
     leadfield_noise: float = Field(default=0.02, ge=0, le=1)
     """Error of each gain, as a part of the RMS of its channel."""
+
+
+class ValidationSettings(ScenesSettings):
+    """The section ``[validation]``: heads and noises that training does not see."""
+
+    n: int = Field(default=6, ge=1, le=1000)
+    seed: int = Field(default=1001, ge=0)
 
 
 class VariationSettings(Settings):
@@ -100,8 +107,8 @@ class TrainSettings(Settings):
     """SSP projectors that the sensors are behind: a -proj.fif, or a recording that holds them."""
     variation: VariationSettings | None = None
     """Not for the template, which knows how to vary. Without it the heads of all scenes are the nominal one."""
-    scenes: ScenesSettings = ScenesSettings(n=24, seed=1)
-    validation: ScenesSettings = ScenesSettings(n=6, seed=1001)
+    scenes: ScenesSettings = ScenesSettings()
+    validation: ValidationSettings = ValidationSettings()
     batches: BatchSection = BatchSection()
     loop: LoopSection = LoopSection()
 
