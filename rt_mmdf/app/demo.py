@@ -54,6 +54,7 @@ class DemoSettings(Settings):
     recording : file to replay; None: a simulated one with known sources
     head : folder of a head model for `recording`; None: the template
     noise_cov : noise covariance for `recording`; None: ad hoc by channel type
+    spacing : of the template head; None: that of the model, or ico4
     """
 
     seconds: float = 30.0
@@ -64,7 +65,7 @@ class DemoSettings(Settings):
     noise_cov: Path | None = None
     out: Path = Path("rt-mmdf-demo")
     seed: int = SimulationSettings().seed
-    spacing: Literal["ico3", "ico4"] = "ico4"
+    spacing: Literal["ico3", "ico4"] | None = None
 
     @model_validator(mode="after")
     def _one_solver(self) -> Self:
@@ -171,11 +172,12 @@ def _material(settings: DemoSettings, prefix: str, report: Progress) -> tuple[Tr
         "acquisition": {m.value: {"name": f"{prefix}-{m.upper()}", "resolve_timeout_s": 60.0} for m in Modality},
         "preprocessing": {"filters": {"band_pass": {"low_hz": 1.0, "high_hz": 40.0}}},
         "solver": (solver := settings.solver()),
-        "head": {"spacing": settings.spacing} if settings.head is None else {"folder": settings.head},
+        "head": {"spacing": settings.spacing or "ico4"} if settings.head is None else {"folder": settings.head},
         "start_timeout_s": 60.0,
     }
     # a model that knows one head and one noise brings them
     bound = "model" in solver and not load_artefact(find_model(solver["model"])).head_free
+    own_head = settings.head is not None or settings.spacing is not None
     if settings.recording is not None:
         report(f"reading {settings.recording.name}", 0.0)
         infos = {m: raw.info for m, raw in read_recording(settings.recording).sensors.items()}
@@ -187,7 +189,7 @@ def _material(settings: DemoSettings, prefix: str, report: Progress) -> tuple[Tr
             content["noise"] = {"file": settings.noise_cov}
         if settings.head is None:
             content["head"]["recording"] = settings.recording
-        if bound and settings.head is None:
+        if bound and not own_head:
             del content["head"]
         return None, settings.recording, validate_settings(content, SessionSettings, where="demo")
     report("simulating a recording", 0.0)
@@ -197,9 +199,9 @@ def _material(settings: DemoSettings, prefix: str, report: Progress) -> tuple[Tr
     write_recording(raw, truth, recording)
     noise_file = settings.out / "demo-cov.fif"
     report("measuring the noise", 0.6)
-    if bound:
+    if bound and not own_head:
         del content["head"]
-    else:
+    if not bound:
         content["noise"] = {"file": noise_file}
     config = validate_settings(content, SessionSettings, where="demo")
     save_noise_cov(_measured_noise(simulation, config), noise_file)

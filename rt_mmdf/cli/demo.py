@@ -24,6 +24,9 @@ def demo(
     method: Annotated[
         str | None, typer.Option("--method", "--solver", help="Instead: MNE, dSPM, sLORETA, eLORETA or LCMV.")
     ] = None,
+    spacing: Annotated[
+        str | None, typer.Option(help="Sources of the template head: ico3 (1284, for slow machines) or ico4 (5124).")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the picture and the files of the demonstration.")] = Path(
         "rt-mmdf-demo"
     ),
@@ -35,8 +38,9 @@ def demo(
     """Everything on one machine without hardware: EEG and MEG over LSL, aligned, imaged, scored.
 
     A process of its own replays a simulated recording with known sources as an EEG stream (60 channels, 500 Hz) and a
-    MEG stream (306 channels, 1000 Hz), sampled by two different crystals. They are imaged live on the template head. At the
-    end: a scorecard with the error against the known sources, and a picture of the cortex.
+    MEG stream (306 channels, 1000 Hz), sampled by two different crystals. They are imaged live on the template head, by the
+    best trained model that is at hand. At the end: a scorecard with the error against the known sources, and a picture of
+    the cortex.
 
     Examples:
 
@@ -64,6 +68,7 @@ def demo(
         "recording": recording,
         "head": head,
         "noise_cov": noise_cov,
+        "spacing": spacing,
         "out": out,
     }
     settings = validate_settings(content, DemoSettings, where="demo")

@@ -20,8 +20,9 @@ def monitor(
     """Image live: streams in, source estimates out as LSL streams.
 
     The configuration names an EEG and a MEG stream (or one of them), the head model, the noise covariance, filters and
-    solver; every key has a default but the streams. Published are NAME-sources (the estimate), NAME-sources-companion
-    (flags and time stamps of each estimate), NAME-sources-strongest and NAME-health (JSON, once a second).
+    solver or trained model; every key has a default but the streams. Published are NAME-sources (the estimate),
+    NAME-sources-companion (flags and time stamps of each estimate), NAME-sources-strongest and NAME-health (JSON, once a
+    second).
 
     Examples:
 

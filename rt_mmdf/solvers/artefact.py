@@ -408,7 +408,8 @@ def known_models() -> list[str]:
 
 def _model_folders() -> list[Path]:
     package = Path(rt_mmdf.__file__).resolve().parent
-    return list(dict.fromkeys([Path.cwd() / "models", package.parent / "models", package / "models"]))
+    checkout = [package.parent / "models"] if (package.parent / "pyproject.toml").is_file() else []
+    return list(dict.fromkeys([Path.cwd() / "models", *checkout, package / "models"]))
 
 
 def _is_template(head: HeadModel) -> bool:

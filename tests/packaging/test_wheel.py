@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import rt_mmdf
+from rt_mmdf.solvers.artefact import DEFAULT_MODEL, MANIFEST
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,16 +38,19 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-def test_the_wheel_holds_the_package_and_the_configurations_and_nothing_else(wheel: Path) -> None:
+def test_the_wheel_holds_the_package_its_configurations_and_models_and_nothing_else(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "rt_mmdf").rglob("*.py")}
     configurations = {f"rt_mmdf/configs/{path.relative_to(ROOT / 'configs')}" for path in (ROOT / "configs").rglob("*.toml")}
+    models = {f"rt_mmdf/models/{path.relative_to(ROOT / 'models')}" for path in (ROOT / "models").rglob("*.*")}
     assert configurations
-    assert sources | configurations <= names
-    others = {name for name in names - sources - configurations if ".dist-info/" not in name}
+    assert models
+    assert sources | configurations | models <= names
+    others = {name for name in names - sources - configurations - models if ".dist-info/" not in name}
     assert {Path(name).suffix for name in others} <= {".md"}, others
 
 
+@pytest.mark.lsl
 def test_the_wheel_works_away_from_the_checkout(wheel: Path, tmp_path: Path) -> None:
     site = tmp_path / "site"
     pip("install", "--no-deps", "--target", site, wheel)
@@ -59,3 +64,15 @@ def test_the_wheel_works_away_from_the_checkout(wheel: Path, tmp_path: Path) -> 
     assert Path(where.strip()).is_relative_to(site)
     assert call(str(site / "bin" / "rt-mmdf"), "--version").strip() == f"rt-mmdf {rt_mmdf.__version__}"
     assert "replay" in call(str(site / "bin" / "rt-mmdf"), "--help")
+    # the demonstration, with the best model where one ships
+    words = ("--seconds", "5", "--spacing", "ico3", "--no-view", "--out", "out", "--report", "report.json")
+    call(str(site / "bin" / "rt-mmdf"), "demo", *words)
+    seen = json.loads((tmp_path / "report.json").read_text())
+    ships = (ROOT / "models" / DEFAULT_MODEL / MANIFEST).is_file()
+    assert seen["solver"] == (DEFAULT_MODEL if ships else "sLORETA")
+    assert seen["n_sources"] == 1284
+    assert seen["estimates"] > 100
+    assert seen["le_mm"]["median"] < 40
+    if ships:
+        assert Path(seen["model"]["folder"]).is_relative_to(site)
+    assert (tmp_path / "out" / "source_map.png").is_file()
