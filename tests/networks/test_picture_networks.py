@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -161,6 +161,31 @@ def test_loss_is_that_of_the_dense_truth(made_up_arrays: Arrays, kind: str, loss
     if loss == "relative":
         errors = errors / (truth / unit).square().sum(dim=1)
     torch.testing.assert_close(network.loss(batch, prepared), errors.mean())
+
+
+@pytest.mark.parametrize(("kind", "lost"), [("mmdf-eeg", EEG), ("mmdf-meg", MAG), ("convdip", EEG)])
+def test_what_it_cannot_see_it_is_not_blamed_for(made_up_arrays: Arrays, kind: str, lost: int) -> None:
+    arrays = made_up_arrays()
+    network = network_of(kind, arrays)
+    here = torch.from_numpy(arrays.kinds != lost)
+    some = torch.ones(4, 1)
+    batch = Batch(
+        sample=torch.cat([samples(arrays, 2), samples(arrays, 2) * here]),
+        window=None,
+        vertices=torch.tensor([[3], [5], [3], [5]]),
+        moments=40 * some,
+        centres=torch.tensor([[3], [5], [3], [5]]),
+        centres_mm=torch.zeros(4, 1, 3),
+        snr_db=torch.zeros(4),
+    )
+    whole = network.prepare(arrays)
+    half = replace(batch, **{f.name: getattr(batch, f.name)[:2] for f in fields(Batch) if f.name != "window"})
+    torch.testing.assert_close(network.loss(batch, whole), network.loss(half, whole) / 2)
+    without = network.prepare(replace(arrays, used=arrays.kinds != lost))
+    loss = network.loss(batch, without)
+    loss.backward()
+    assert loss == 0
+    assert all(p.grad is None or not p.grad.any() for p in network.parameters())
 
 
 @pytest.mark.parametrize("kind", KINDS)
