@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,6 +18,7 @@ from rt_mmdf.core.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from rt_mmdf.evaluation.outcome import TableRow
+    from rt_mmdf.evaluation.real import Averages, RealMap
     from rt_mmdf.evaluation.report import RealSection
     from rt_mmdf.evaluation.run import Plan
     from rt_mmdf.evaluation.statistics import Verdict
@@ -69,7 +70,8 @@ def evaluate(
     real: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of real evoked responses with head files, imaged as well; see docs of the sample data set.",
+            help="Folder with one subject's -ave.fif, -cov.fif, -trans.fif, -src.fif and -bem-sol.fif: the evoked responses "
+            "are imaged as well.",
             rich_help_panel=HEADS,
         ),
     ] = None,
@@ -114,24 +116,27 @@ def evaluate(
     if keep is not None and keep.suffix != ".npz":
         raise ConfigurationError(f"--keep {keep}: a name that ends in .npz is expected.")
     plan = _plan(solver, quick, cases, seed, processes, head, noise_cov, show=html is not None)
+    averages = None if real is None else _averages(real)
     command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     with progress_bar() as progress:
         evaluation = run(plan, progress)
-        section = None if real is None else _real(real, plan.solvers)
+        section = None if averages is None else _real(averages, plan.solvers, progress)
+        maps = () if section is None else section.maps
         progress("statistics", 0.99)
         found = all_summaries(evaluation)
         rows = table_rows(evaluation, found)
-        judged, tests = all_verdicts(evaluation), comparisons(evaluation)
+        judged, tests = all_verdicts(evaluation, real=maps), comparisons(evaluation)
     if keep is not None:
         evaluation.results.save(keep)
     if csv is not None:
         write_csv(rows, csv)
     if report is not None:
-        write_json(json_report(evaluation, rows, judged, tests, command), report)
+        write_json(json_report(evaluation, rows, judged, tests, command, maps), report)
     if html is not None:
         write_report(report_of(evaluation, found, judged, tests, command, section), html)
     _print_rows(rows)
     _print_noise(noise_rows(evaluation))
+    _print_real(maps)
     if tested := [verdict for verdict in judged if verdict.n_tested]:
         _print_verdicts(tested)
     else:
@@ -174,17 +179,25 @@ def _plan(
     )
 
 
-def _real(folder: Path, solvers: Sequence[str]) -> RealSection:
-    from rt_mmdf.evaluation.real import classical_solvers, image_averages, network_solver, read_averages, real_figure
+def _averages(folder: Path) -> Averages:
+    """Read before anything is computed: what is missing shows at once."""
+    from rt_mmdf.evaluation.real import read_averages
+
+    with progress_bar() as progress:
+        return read_averages(folder, progress)
+
+
+def _real(averages: Averages, solvers: Sequence[str], progress: Callable[[str, float], None]) -> RealSection:
+    from rt_mmdf.evaluation.real import classical_solvers, image_averages, network_solver, real_figure
     from rt_mmdf.evaluation.report import RealSection
     from rt_mmdf.evaluation.rows import ALONE_ROWS, CLASSICAL_ROWS
     from rt_mmdf.solvers.artefact import find_model, load_artefact
 
-    averages = read_averages(folder)
     artefacts = [load_artefact(find_model(name)) for name in solvers if name not in (*CLASSICAL_ROWS, *ALONE_ROWS)]
     usable = [artefact for artefact in artefacts if artefact.head_free or artefact.n_sources == averages.head.n_sources]
     left_out = ", ".join(artefact.name for artefact in artefacts if artefact not in usable)
-    maps = image_averages(averages, [*classical_solvers(), *(network_solver(artefact) for artefact in usable)])
+    rows = [*classical_solvers(), *(network_solver(artefact) for artefact in usable)]
+    maps = image_averages(averages, rows, lambda what, fraction: progress(what, 0.97 + 0.02 * fraction))
     note = f"Trained for another head, so not shown: {left_out}." if left_out else ""
     return RealSection(maps, real_figure(averages, maps), note)
 
@@ -195,7 +208,8 @@ def _print_rows(rows: Sequence[TableRow]) -> None:
     solvers = list(dict.fromkeys(str(row["solver"]) for row in rows))
     error = {(str(row["solver"]), row["radius_mm"], row["n_sources_true"], row["snr_db"]): row["le_mm_mean"] for row in rows}
     for n_sources in sorted({int(cell[1] or 0) for cell in cells}):
-        table = Table(title=f"mean localisation error, mm; {n_sources} source{'s' if n_sources > 1 else ''}", box=None)
+        OUT.print(Text(f"\nmean localisation error, mm; {n_sources} source{'s' if n_sources > 1 else ''}", style="italic"))
+        table = Table(box=None)
         own = [cell for cell in cells if cell[1] == n_sources]
         table.add_column("solver", style="bold", no_wrap=True)
         for radius, _, snr in own:
@@ -226,6 +240,23 @@ def _print_noise(rows: Sequence[TableRow]) -> None:
             "" if row["peak_median_10_db_nam"] is None else f"{row['peak_median_10_db_nam']:.3g}",
             f"{ratio:.1%}" if isinstance(ratio, float) else "",
         )
+    OUT.print(table)
+
+
+def _print_real(maps: Sequence[RealMap]) -> None:
+    if not maps:
+        return
+    table = Table(title="real averages", box=None)
+    for heading in ("condition", "solver"):
+        table.add_column(heading, style="bold", no_wrap=True)
+    for heading in ("peak, MRI mm", "ms", "where expected", "sd, mm"):
+        table.add_column(heading, justify="right")
+    said = {None: "not known", True: "yes", False: "no"}
+    for found in maps:
+        at = ", ".join(str(round(value)) for value in found.position_mm)
+        style = {None: "dim", True: "green", False: "red"}[found.in_region]
+        where = Text(said[found.in_region], style=style)
+        table.add_row(found.condition, found.solver, at, f"{1e3 * found.time_s:.0f}", where, f"{found.sd_mm:.0f}")
     OUT.print(table)
 
 

@@ -16,8 +16,9 @@ import numpy as np
 import rt_mmdf
 from rt_mmdf.core.errors import SinkError
 from rt_mmdf.evaluation.figure import ShownCase, comparison_figure, metric_figure
+from rt_mmdf.evaluation.real import RealMap, concentration_verdict
 from rt_mmdf.evaluation.report import RealSection, Report
-from rt_mmdf.evaluation.results import Cell
+from rt_mmdf.evaluation.results import CaseResults, Cell
 from rt_mmdf.evaluation.run import SETTING, Evaluation
 from rt_mmdf.evaluation.statistics import (
     FUSION,
@@ -28,6 +29,7 @@ from rt_mmdf.evaluation.statistics import (
     cell_name,
     compare,
     compare_variance,
+    is_classical,
     noise_verdict,
     summaries,
     verdicts,
@@ -118,14 +120,25 @@ def _plain(value: str | int | float) -> str | int | float | None:
     return value
 
 
-def all_verdicts(evaluation: Evaluation, ceilings: Sequence[str] = ()) -> tuple[Verdict, ...]:
-    """Claims about errors, extent and amplitude, and each network's answer to noise alone."""
+def all_verdicts(evaluation: Evaluation, ceilings: Sequence[str] = (), real: Sequence[RealMap] = ()) -> tuple[Verdict, ...]:
+    """Claims about errors, extent and amplitude, each network's answer to noise alone, and to real averages."""
     quiet = [
         noise_verdict(row, evaluation.noise_peaks[row], evaluation.signal_peaks(row))
         for row in (SEED, FUSION)
         if row in evaluation.noise_peaks and len(evaluation.signal_peaks(row))
     ]
-    return (*verdicts(evaluation.results, ceilings=ceilings), *quiet)
+    networks = [row for row in dict.fromkeys(found.solver for found in real) if not is_classical(row)]
+    concentrated = [concentration_verdict(real, row, _area_ratio(evaluation.results, row)) for row in networks]
+    return (*verdicts(evaluation.results, ceilings=ceilings), *quiet, *concentrated)
+
+
+def _area_ratio(results: CaseResults, row: str) -> float | None:
+    """Median over all patches of 10 mm and more; None for a row that was not evaluated on any."""
+    cells = [i for i, cell in enumerate(results.cells) if cell[0] >= 10]
+    if row not in results.solvers or not cells:
+        return None
+    values = results.values["area_ratio"][results.row(row), np.isin(results.cell_of_case, cells)]
+    return None if np.isnan(values).all() else float(np.nanmedian(values))
 
 
 def noise_rows(evaluation: Evaluation) -> list[TableRow]:
@@ -176,6 +189,7 @@ def json_report(
     found: Sequence[Verdict],
     tests: Mapping[str, Sequence[Comparison]],
     command: str,
+    real: Sequence[RealMap] = (),
 ) -> dict[str, Any]:
     """Everything but the single cases, as plain values."""
     return {
@@ -184,6 +198,7 @@ def json_report(
         "facts": facts(evaluation, command),
         "rows": list(rows),
         "noise": noise_rows(evaluation),
+        "real": [found.as_row() for found in real],
         "tests": {
             "verdicts": [asdict(verdict) | {"outcome": verdict.outcome} for verdict in found],
             "comparisons": {heading: [_test(one) for one in of] for heading, of in tests.items()},
@@ -254,7 +269,7 @@ def report_of(
     if evaluation.shown:
         shown = [
             ShownCase(
-                label=cell_name(case.cell),
+                label=cell_name(case.cell).replace(", ", "\n"),
                 truth=case.truth,
                 centres_mm=case.centres_mm.astype(np.float64),
                 estimates=dict(zip(evaluation.results.solvers, case.maps, strict=True)),

@@ -6,7 +6,7 @@ benchmark. Any folder with the same kinds of files is read; regions are known fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from rt_mmdf.core.channels import Modality
 from rt_mmdf.core.errors import RecordingError
 from rt_mmdf.evaluation.figure import MapPanel, MapRow, View, map_grid
 from rt_mmdf.evaluation.rows import ONE_MODALITY
+from rt_mmdf.evaluation.statistics import Verdict
 from rt_mmdf.headmodel.head import HeadModel
 from rt_mmdf.headmodel.noise import read_noise_cov, regularised
 from rt_mmdf.headmodel.subject import build_subject
@@ -36,6 +37,8 @@ Progress = Callable[[str, float], None]
 
 HIGH_HZ = 40.0
 PEAK_S = (0.075, 0.120)
+CONCENTRATION_AGAINST = ("MNE", "dSPM", "sLORETA")
+AREA_RATIO = (0.5, 2.0)
 # the subject's published dipole fit for the left ear (80 ms) and its mirror image for the right one, MRI mm
 AUDITORY_MM = np.array([56.0, -16.0, 37.0])
 RADIUS_MM = 30.0
@@ -336,11 +339,37 @@ def _caption(found: RealMap) -> str:
     return f"({x}, {y}, {z}) mm, {1e3 * found.time_s:.0f} ms\n{where}sd {found.sd_mm:.0f} mm"
 
 
-def outcome_by_solver(maps: Sequence[RealMap]) -> Mapping[str, tuple[int, int, float]]:
-    """Solver to the number of peaks in the expected region, the number of conditions with one, the median sd_mm."""
-    found = {}
-    for solver in dict.fromkeys(one.solver for one in maps):
-        of_solver = [one for one in maps if one.solver == solver]
-        known = [one.in_region for one in of_solver if one.in_region is not None]
-        found[solver] = (sum(known), len(known), float(np.median([one.sd_mm for one in of_solver])))
-    return found
+def concentration_verdict(maps: Sequence[RealMap], solver: str, area_ratio: float | None) -> Verdict:
+    """The seed's claim 3 for a solver: more concentrated than MNE, dSPM and sLORETA, in the right area.
+
+    Parameters
+    ----------
+    area_ratio : median of the solver's on simulated patches; None where it was not evaluated
+        Any sparse map is concentrated: outside of 0.5 to 2 (`AREA_RATIO`) concentration says nothing and is not judged.
+    """
+    claim = (
+        f"on real averages {solver} is more concentrated (sd_mm) than {', '.join(CONCENTRATION_AGAINST)} and peaks where "
+        "activity is expected"
+    )
+    low, high = AREA_RATIO
+    if area_ratio is None or not low <= area_ratio <= high:
+        seen = "was not evaluated" if area_ratio is None else f"{area_ratio:.2f}"
+        note = f"median area_ratio on simulated patches {seen}; concentration counts between {low:g} and {high:g} only"
+        return Verdict("the seed, claim 3", claim, 0, 0, note=note)
+    failing, n_tested, n_inside = [], 0, 0
+    for found in maps:
+        if found.solver != solver or found.in_region is None:
+            continue
+        others = {
+            other.solver: other.sd_mm
+            for other in maps
+            if other.condition == found.condition and other.solver in CONCENTRATION_AGAINST
+        }
+        n_tested += 1
+        n_inside += found.in_region
+        if not found.in_region or any(found.sd_mm >= sd for sd in others.values()):
+            against = ", ".join(f"{sd:.0f} of {other}" for other, sd in others.items())
+            where = "inside" if found.in_region else "outside"
+            failing.append(f"{found.condition}: {where}, sd {found.sd_mm:.0f} mm against {against}")
+    note = f"{n_inside} of {n_tested} peaks where expected; median area_ratio on simulated patches {area_ratio:.2f}"
+    return Verdict("the seed, claim 3", claim, n_tested - len(failing), n_tested, tuple(failing), note)
