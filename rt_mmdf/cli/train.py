@@ -105,16 +105,15 @@ def _settings(
 
 
 def _train(config: Path, settings: TrainSettings, device: str | None, resume: bool, force: bool) -> None:
-    import torch
-
     from rt_mmdf.training.bare import describe_end
-    from rt_mmdf.training.loop import StopOnSignal, check_new
+    from rt_mmdf.training.loop import StopOnSignal, best_device, check_new
     from rt_mmdf.training.run import train as run
 
     check_new(settings.out_folder, resume, force)
-    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     with _two_bars() as (preparing, training), StopOnSignal() as stop:
-        outcome = run(settings, device=chosen, resume=resume, preparing=preparing, progress=training, stop=stop)
+        outcome = run(
+            settings, device=device or best_device(), resume=resume, preparing=preparing, progress=training, stop=stop
+        )
     result = outcome.result
     _say(describe_end(result.best, settings.out_folder))
     if not result.finished:

@@ -25,7 +25,7 @@ from rt_mmdf.networks.build import build_network
 from rt_mmdf.networks.interface import ForwardArrays, Option, SourceNetwork
 from rt_mmdf.simulation.batches import BatchSettings
 from rt_mmdf.simulation.scene_files import load_scenes
-from rt_mmdf.training.loop import LoopSettings, Progress, StopOnSignal, check_new, distributed, train_network
+from rt_mmdf.training.loop import LoopSettings, Progress, StopOnSignal, best_device, check_new, distributed, train_network
 
 FORMAT = 1
 SETTINGS, SCENES, VALIDATION, OUT = "settings.json", "scenes", "validation", "out"
@@ -56,7 +56,7 @@ def main(folder: Path, arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Train from a packed folder; torchrun starts it on several GPUs.")
     parser.add_argument("--folder", type=Path, default=folder, help="with settings.json and the scenes")
     parser.add_argument("--out", type=Path, help="checkpoint and weights; by default DIR/out")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default=best_device())
     parser.add_argument("--steps", type=int, help="in place of those of settings.json")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint")
     parser.add_argument("--force", action="store_true", help="begin anew where a training has begun")

@@ -566,6 +566,11 @@ def write_whole(path: Path, data: bytes) -> None:
         ) from error
 
 
+def best_device() -> str:
+    """cuda where there is one, else cpu."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 @contextmanager
 def distributed(device: str) -> Iterator[torch.device]:
     """The device of this process, in the process group that ``torchrun`` asks for; alone where it does not."""
