@@ -69,7 +69,7 @@ def main(folder: Path, arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(given: argparse.Namespace) -> int:
-    content = _read(given.folder / SETTINGS)
+    content = read_settings(given.folder / SETTINGS)
     out = given.out or given.folder / OUT
     check_new(out, given.resume, given.force)
     loop, batches = content["loop"], content["batches"]
@@ -105,7 +105,8 @@ def _tell(progress: Progress) -> None:
     sys.stdout.flush()
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_settings(path: Path) -> dict[str, Any]:
+    """settings.json with its batches and loop as settings; TrainingError where it cannot be used."""
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != FORMAT:

@@ -30,7 +30,7 @@ from rt_mmdf.simulation.heads import HeadVariation, varied_subject
 from rt_mmdf.simulation.scene_files import INDEX, load_scenes, save_scenes
 from rt_mmdf.simulation.scenes import MakeHead, SceneNoise, nominal_noise_cov, training_scenes
 from rt_mmdf.solvers.artefact import Artefact, save_artefact
-from rt_mmdf.training.bare import OUT, SCENES, VALIDATION, new_network
+from rt_mmdf.training.bare import OUT, SCENES, SETTINGS, VALIDATION, new_network, read_settings
 from rt_mmdf.training.card import card_text
 from rt_mmdf.training.loop import HISTORY, WEIGHTS, Progress, TrainingResult, distributed, train_network, write_whole
 from rt_mmdf.training.settings import ScenesSettings, TrainSettings
@@ -162,9 +162,10 @@ def model_of_pack(settings: TrainSettings, folder: Path, preparing: Preparing | 
     TrainingError
         The folder holds no weights, damaged ones, or such that were trained for another head.
     """
+    content = read_settings(folder / SETTINGS)
     ground = lay_ground(settings, preparing)
-    scenes = load_scenes(folder / SCENES)
-    _check_fit(scenes, ground.head, folder / SCENES)
+    scenes = load_scenes(folder / content["scenes"])
+    _check_fit(scenes, ground.head, folder / content["scenes"])
     path = folder / OUT / WEIGHTS
     try:
         with safe_open(path, framework="pt") as file:
@@ -179,7 +180,8 @@ def model_of_pack(settings: TrainSettings, folder: Path, preparing: Preparing | 
             "of a packed folder writes. Run it to its end, or pack again."
         ) from error
     best = min(history, key=lambda entry: entry["loss"])
-    return write_model(settings, ground, network, history[-1]["step"], best)
+    as_trained = settings.model_copy(update={"batches": content["batches"], "loop": content["loop"]})
+    return write_model(as_trained, ground, network, history[-1]["step"], best)
 
 
 def check_device(device: str) -> None:

@@ -32,7 +32,7 @@ def test_it_is_valid_and_so_is_what_is_commented_out(path: Path) -> None:
 
 
 def test_there_is_one_for_each_network_that_ships() -> None:
-    assert {path.name for path in FILES} >= {"train_mmdf.toml", "train_fusion.toml"}
+    assert {path.name for path in FILES} >= {"train_mmdf.toml", "train_fusion.toml", "train_sample.toml"}
 
 
 def test_the_commented_example_has_the_defaults_it_claims() -> None:
