@@ -40,7 +40,7 @@ def evaluate(
             "--solver",
             "-s",
             help="A row: MNE, dSPM, sLORETA, eLORETA, LCMV, sLORETA-eeg, sLORETA-meg, a model's name or its folder; "
-            "repeat for more. \\[default: all of these and every model at hand]",
+            "repeat for more. \\[default: all of these and every model at hand that fits the head]",
         ),
     ] = None,
     suite: Annotated[SuiteName, typer.Option(help="What to evaluate on.")] = SuiteName.HELD_OUT,
@@ -161,9 +161,13 @@ def _plan(
     from rt_mmdf.evaluation.rows import ALONE_ROWS, CLASSICAL_ROWS
     from rt_mmdf.evaluation.run import Plan
     from rt_mmdf.evaluation.suite import CELLS, QUICK_CELLS, SEED
-    from rt_mmdf.solvers.artefact import known_models
+    from rt_mmdf.solvers.artefact import find_model, known_models, load_artefact
 
-    chosen = tuple(solvers) if solvers else (*CLASSICAL_ROWS, *ALONE_ROWS, *known_models())
+    if solvers:
+        chosen = tuple(solvers)
+    else:  # of the models at hand those that can image with this head; who wants others names them and is told
+        fitting = [name for name in known_models() if head is None or load_artefact(find_model(name)).head_free]
+        chosen = (*CLASSICAL_ROWS, *ALONE_ROWS, *fitting)
     n_cases = cases or (QUICK_CASES if quick else 500)
     return Plan(
         solvers=chosen,

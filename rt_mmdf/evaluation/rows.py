@@ -262,7 +262,7 @@ class NetworkRow(RowGroup):
         moments = np.empty((len(cases), self._views[0].arrays.n_sources), dtype=np.float32)
         for number, (view, backend) in enumerate(zip(self._views, self._backends, strict=True)):
             own = np.flatnonzero(cases.scene == number)
-            for part in np.array_split(own, -(-len(own) // NETWORK_BATCH)):
+            for part in (own[i : i + NETWORK_BATCH] for i in range(0, len(own), NETWORK_BATCH)):
                 sample = view.of(cases.sample[part])[:, self._order]
                 window = None if self._n_times == 1 else view.of(self._cut(cases.window[part], cases.instant[part]))
                 given = None if window is None else np.ascontiguousarray(window[:, self._order])
@@ -283,7 +283,12 @@ NETWORK_BATCH = 64
 
 
 def _channel_order(artefact: Artefact, suite: Suite) -> NDArray[np.intp]:
-    """Rows of the suite's samples in the order of the network's channels; names may differ in spaces."""
+    """Rows of the suite's samples in the order of the network's channels; names may differ in spaces.
+
+    Networks that are head-free take any channels, as they come.
+    """
+    if artefact.head_free:
+        return np.arange(len(suite.nominal.ch_names))
     place = {name.replace(" ", ""): i for i, name in enumerate(suite.nominal.ch_names)}
     wanted = [name.replace(" ", "") for name in artefact.channels.names]
     missing = [name for name in wanted if name not in place]
@@ -372,7 +377,7 @@ def check_solvers(suite: Suite, solvers: Sequence[str]) -> None:
     Raises
     ------
     ConfigurationError
-        No row, or one twice.
+        No row, one twice, or two models of one name.
     ArtefactError
         As `make_groups`.
     """
@@ -384,9 +389,17 @@ def check_solvers(suite: Suite, solvers: Sequence[str]) -> None:
     if "eLORETA" in solvers:
         for held_out in suite.scenes:
             _kept_eloreta_variances(held_out.scene.arrays)
+    taken = dict.fromkeys((*CLASSICAL_ROWS, *ALONE_ROWS), "a classical row")
     for name in solvers:
         if name not in (*CLASSICAL_ROWS, *ALONE_ROWS):
             artefact = load_artefact(find_model(name))
+            if artefact.name in taken:
+                raise ConfigurationError(
+                    f"evaluate: the model in {artefact.folder} calls itself {artefact.name!r}, and so does "
+                    f"{taken[artefact.name]}; rows need names of their own. Evaluate the two apart, or train one of them "
+                    "under another name."
+                )
+            taken[artefact.name] = str(artefact.folder)
             _channel_order(artefact, suite)
             if not artefact.head_free:
                 artefact.check_head(suite.nominal)
