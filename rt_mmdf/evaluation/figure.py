@@ -41,7 +41,7 @@ INSIDE, OUTSIDE = "#1a6e35", "#a3261e"
 # The seed's second figure, and what it does without
 LEFT_OUT_FIRST = ("sLORETA-eeg", "sLORETA-meg", "LCMV", "eLORETA", "mmdf-eeg", "mmdf-meg")
 COLUMN_ORDER = ("MNE", "sLORETA", "dSPM", *LEFT_OUT_FIRST, "convdip", SEED, FUSION)
-MOST_COLUMNS = 7
+MOST_COLUMNS = 6
 
 # Networks in colours (Okabe & Ito's, told apart with any common colour vision), classical solvers in greys with dashes of
 # their own; a marker each.
@@ -360,6 +360,8 @@ def metric_figure(
             _draw_line(
                 axes, [found[row, cell] for cell in chosen], [cell[0] + aside for cell in chosen], row, rows, statistic
             )
+        if all(cell[1:] != (n_sources, snr) for cell in cells):
+            axes.text(0.5, 0.5, "not evaluated", ha="center", va="center", color="0.6", transform=axes.transAxes)
         axes.grid(axis="y", color="0.9", lw=0.8)
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=9, colors="0.2")

@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from rt_mmdf.evaluation.figure import INSIDE, TRUTH, MapPanel, MapRow, ShownCase, comparison_figure, map_grid, metric_figure
+from rt_mmdf.evaluation.figure import (
+    INSIDE,
+    TRUTH,
+    MapPanel,
+    MapRow,
+    ShownCase,
+    _columns,
+    comparison_figure,
+    map_grid,
+    metric_figure,
+)
 from rt_mmdf.evaluation.results import CaseResults
 from rt_mmdf.evaluation.statistics import summaries
 from rt_mmdf.headmodel.head import HeadModel
@@ -33,6 +43,20 @@ def test_every_solver_sees_the_same_cortex_with_its_error_below(template_head_ic
     lateral = int(np.argmin(head.source_positions_mm[:642, 0]))  # the leftmost source
     truth = np.where(bump(head, lateral, 15.0) > 0.5, 4.0, 0.0)
     estimates = {"MNE": bump(head, lateral, 20.0), "fusion": -bump(head, 642 + lateral, 20.0)}
+    assert _columns(["fusion", "mine", "LCMV", "MNE"]) == ["MNE", "LCMV", "fusion", "mine"]
+    everything = [
+        "LCMV",
+        "sLORETA-eeg",
+        "sLORETA-meg",
+        "eLORETA",
+        "MNE",
+        "dSPM",
+        "sLORETA",
+        "mmdf-eeg",
+        "mmdf-meg",
+        "fusion",
+    ]
+    assert _columns([*everything, "mmdf", "convdip"]) == ["MNE", "sLORETA", "dSPM", "mmdf-meg", "convdip", "mmdf", "fusion"]
     case = ShownCase("15 mm", truth, head.source_positions_mm[[lateral]], estimates, {"MNE": 0.0, "fusion": 128.4})
     figure = comparison_figure(head, [case])
     assert words(figure)[:3] == [TRUTH, "MNE", "fusion"]
@@ -80,4 +104,7 @@ def test_lines_go_through_what_the_summaries_say(statistic: str) -> None:
             np.testing.assert_allclose(line.get_xdata(), [cell[0] for cell in cells], atol=1.0)
         assert len(axes.collections) == (0 if statistic == "variance" else 3)
     assert len(panels[0].lines[2].get_ydata()) == 2
+    assert not any(axes.texts for axes in panels)
+    some = metric_figure({key: own for key, own in found.items() if key[1][1:] != (2, 10.0)}, "le_mm", statistic)  # type: ignore[arg-type]
+    assert [[text.get_text() for text in axes.texts] for axes in some.axes] == [[], [], [], ["not evaluated"]]
     assert {text.get_text() for text in figure.legends[0].get_texts()} == set(rows)
