@@ -12,8 +12,10 @@ from rt_mmdf.training.settings import TrainSettings
 
 NOT_MEANT_FOR = (
     "It was trained on simulations. It is research software and no medical device: no diagnosis, no treatment, no planning "
-    "of either. With another cap, helmet or filter than the above its estimates are not to be trusted."
+    "of either."
 )
+BOUND = "With another head, cap, helmet or filter than the above its estimates are not to be trusted."
+HEAD_FREE = "It images with other heads, caps and helmets as well; with those it was not tested unless the below says so."
 
 
 def card_text(settings: TrainSettings, head: HeadModel, network: SourceNetwork, steps: int, best: Mapping[str, Any]) -> str:
@@ -30,6 +32,7 @@ def card_text(settings: TrainSettings, head: HeadModel, network: SourceNetwork, 
     channels = ", ".join(f"{types.count(kind)} {kind}" for kind in dict.fromkeys(types))
     batches, loop = settings.batches, settings.loop
     radii = ", ".join(f"{radius:g}" for radius in batches.radii_mm)
+    windows = "" if max(batches.lengths) == 1 else f", with windows of {batches.lengths} columns at {batches.sfreq:g} Hz"
     per_step = max(1, loop.batches_per_step) * batches.size
     noise = "typical sensors and a resting brain" if settings.noise.file is None else settings.noise.file.name
     varied = head.kind == "template" or settings.variation is not None
@@ -49,7 +52,7 @@ def card_text(settings: TrainSettings, head: HeadModel, network: SourceNetwork, 
             f"- {settings.scenes.n} scenes of seed {settings.scenes.seed}: {heads}; errors of the leadfield, levels of the "
             f"noise (from {noise}), missing channels and modalities.",
             f"- Samples: {batches.n_sources[0]} to {batches.n_sources[1]} patches, radius {radii} mm, SNR "
-            f"{batches.snr_db[0]:g} to {batches.snr_db[1]:g} dB, made on the fly from seed {loop.seed}.",
+            f"{batches.snr_db[0]:g} to {batches.snr_db[1]:g} dB{windows}, made on the fly from seed {loop.seed}.",
             f"- {steps:,} steps of {per_step} samples; {loop.optimiser}, rate {loop.learning_rate:g}, {loop.schedule}.",
             f"- Weights of step {best['step']:,}, chosen by the loss ({best['loss']:.4g}) on {settings.validation.n} "
             f"held-out scenes of seed {settings.validation.seed}. On these samples (all radii, patches and SNRs) the "
@@ -57,7 +60,7 @@ def card_text(settings: TrainSettings, head: HeadModel, network: SourceNetwork, 
             "",
             "## What it must not be used for",
             "",
-            NOT_MEANT_FOR,
+            f"{NOT_MEANT_FOR} {HEAD_FREE if network.head_free else BOUND}",
             "",
         ]
     )
