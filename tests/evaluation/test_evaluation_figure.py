@@ -44,19 +44,9 @@ def test_every_solver_sees_the_same_cortex_with_its_error_below(template_head_ic
     truth = np.where(bump(head, lateral, 15.0) > 0.5, 4.0, 0.0)
     estimates = {"MNE": bump(head, lateral, 20.0), "fusion": -bump(head, 642 + lateral, 20.0)}
     assert _columns(["fusion", "mine", "LCMV", "MNE"]) == ["MNE", "LCMV", "fusion", "mine"]
-    everything = [
-        "LCMV",
-        "sLORETA-eeg",
-        "sLORETA-meg",
-        "eLORETA",
-        "MNE",
-        "dSPM",
-        "sLORETA",
-        "mmdf-eeg",
-        "mmdf-meg",
-        "fusion",
-    ]
-    assert _columns([*everything, "mmdf", "convdip"]) == ["MNE", "sLORETA", "dSPM", "mmdf-meg", "convdip", "mmdf", "fusion"]
+    seeds_figure = ["MNE", "sLORETA", "dSPM", "convdip", "mmdf", "fusion"]
+    more = ["LCMV", "sLORETA-eeg", "sLORETA-meg", "eLORETA", "mmdf-eeg", "mmdf-meg"]
+    assert _columns([*more, *reversed(seeds_figure)]) == seeds_figure
     case = ShownCase("15 mm", truth, head.source_positions_mm[[lateral]], estimates, {"MNE": 0.0, "fusion": 128.4})
     figure = comparison_figure(head, [case])
     assert words(figure)[:3] == [TRUTH, "MNE", "fusion"]
