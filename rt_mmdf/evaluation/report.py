@@ -88,8 +88,8 @@ figure { margin: 1em 0 2em } figure img { max-width: 100%; height: auto } figcap
 code { font-size: .92em; overflow-wrap: anywhere }
 @page { size: A4 landscape; margin: 12mm }
 @media print {
-  body { max-width: none; margin: 0; padding: 0; font-size: 9.5pt } table { font-size: 7pt } .wide { overflow: visible }
-  th, td { padding: .12em .3em } figure, tr { break-inside: avoid } h2, h3 { break-after: avoid }
+  body { max-width: none; margin: 0; padding: 0; font-size: 9.5pt } table { font-size: 8pt } .wide { overflow: visible }
+  th, td { padding: .12em .3em } figure, tr, .wide { break-inside: avoid } h2, h3 { break-after: avoid }
 }
 """
 
