@@ -108,10 +108,12 @@ class SourceNetwork(nn.Module, ABC):
 
     options : plain values from which `from_arrays` makes the same network again, weights aside
     n_times : columns of the window (about 100 Hz) that it makes use of; 1 for networks that see one sample
+    mixed_precision : whether it may be trained in bfloat16; not where matrices are factorised
     """
 
     kind: ClassVar[str]
     head_free: ClassVar[bool] = False
+    mixed_precision: ClassVar[bool] = False
     options: dict[str, Option]
     n_times: int = 1
 

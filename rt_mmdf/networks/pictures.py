@@ -103,6 +103,8 @@ class PictureNetwork(SourceNetwork):
         weigh as much as dipoles do
     """
 
+    mixed_precision = True
+
     def __init__(self, arrays: ForwardArrays, loss: str) -> None:
         super().__init__()
         if loss not in LOSSES:

@@ -308,10 +308,13 @@ class _Run:
         return total / len(own)
 
     def _loss(self, batch: Batch, prepared: Any) -> Tensor:
-        mixed = self.settings.mixed_precision and self.device.type == "cuda"
-        with torch.autocast("cuda", torch.bfloat16) if mixed else nullcontext():
+        with self._precision():
             loss: Tensor = self.objective(batch, prepared)
         return loss
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        mixed = self.settings.mixed_precision and self.network.mixed_precision and self.device.type == "cuda"
+        return torch.autocast("cuda", torch.bfloat16) if mixed else nullcontext()
 
     def _only_last_talks(self, last: bool) -> AbstractContextManager[None]:
         if isinstance(self.objective, DistributedDataParallel) and not last:
@@ -338,8 +341,7 @@ class _Run:
             for number in range(self.rank, self.settings.validation_batches, self.world):
                 batch, scene = self.held_out.batch(number, number % n_scenes)
                 prepared = self.held_out.prepared(scene)
-                mixed = self.settings.mixed_precision and self.device.type == "cuda"
-                with torch.autocast("cuda", torch.bfloat16) if mixed else nullcontext():
+                with self._precision():
                     loss = float(self.network.loss(batch, prepared))
                     moments = self.network(batch.sample, batch.window, prepared).moments
                 worst = worst or ("" if math.isfinite(loss) else self.held_out.names[scene])

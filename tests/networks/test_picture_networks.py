@@ -163,6 +163,18 @@ def test_loss_is_that_of_the_dense_truth(made_up_arrays: Arrays, kind: str, loss
     torch.testing.assert_close(network.loss(batch, prepared), errors.mean())
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_precision_is_as_good_as_it_can_be(made_up_arrays: Arrays, kind: str) -> None:
+    arrays = made_up_arrays()
+    network, sample = network_of(kind, arrays), samples(arrays, 20)
+    prepared = network.prepare(arrays)
+    whole = network(sample, None, prepared).moments
+    with torch.autocast("cpu", torch.bfloat16):
+        half = network(sample, None, prepared).moments
+    assert half.dtype == torch.float32
+    assert 0 < float((half - whole).detach().norm() / whole.detach().norm()) < 0.03
+
+
 @pytest.mark.parametrize(("kind", "lost"), [("mmdf-eeg", EEG), ("mmdf-meg", MAG), ("convdip", EEG)])
 def test_what_it_cannot_see_it_is_not_blamed_for(made_up_arrays: Arrays, kind: str, lost: int) -> None:
     arrays = made_up_arrays()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,7 +23,16 @@ from rt_mmdf.networks.interface import Batch
 from rt_mmdf.networks.mmdf import MmdfNetwork
 from rt_mmdf.simulation.batches import BatchGenerator, BatchSettings, Scene
 from rt_mmdf.training.bare import main, new_network
-from rt_mmdf.training.loop import CHECKPOINT, HISTORY, WEIGHTS, LoopSettings, TrainingResult, read_checkpoint, train_network
+from rt_mmdf.training.loop import (
+    CHECKPOINT,
+    HISTORY,
+    WEIGHTS,
+    LoopSettings,
+    StopOnSignal,
+    TrainingResult,
+    read_checkpoint,
+    train_network,
+)
 
 Scenes = tuple[list[Scene], list[Scene]]
 LOOP = LoopSettings(
@@ -176,6 +186,30 @@ def test_validation_does_not_depend_on_when_it_is_made(tiny_scenes: Scenes, tmp_
     still = replace(LOOP, learning_rate=1e-12, ema_decay=0.0)
     losses = {entry.loss for entry in train(tiny_scenes, tmp_path, still).history}
     assert max(losses) == pytest.approx(min(losses), rel=1e-5)
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_is_not_forgotten(
+    folder_of: Callable[[LoopSettings], Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = folder_of(LOOP)
+    rate = LoopSettings.rate
+
+    def interrupted(loop: LoopSettings, step: int) -> float:
+        if step == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+        return rate(loop, step)
+
+    monkeypatch.setattr(LoopSettings, "rate", interrupted)
+    assert main(folder, ["--device", "cpu"]) == 130
+    assert "Stopped at step 5. Go on with --resume." in capsys.readouterr().out
+    assert read_checkpoint(folder / "out" / CHECKPOINT)[0]["step"] == 5
+    with StopOnSignal() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop()
+        with pytest.raises(KeyboardInterrupt):  # who asks twice does not want to wait
+            os.kill(os.getpid(), signal.SIGINT)
+    assert main(folder, ["--device", "cpu"]) == 1
+    assert "Go on with --resume, begin anew with --force" in capsys.readouterr().err
 
 
 class Diverging(MmdfNetwork):
