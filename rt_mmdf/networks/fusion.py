@@ -22,8 +22,9 @@ from torch.nn import functional as F
 from rt_mmdf.networks.interface import EEG, Batch, ForwardArrays, SourceMap, SourceNetwork
 from rt_mmdf.networks.mesh import Mesh, mesh_of
 
-RADII_MM = (0.0, 9.0, 18.0, 28.0)
-"""Sizes of the patches in the dictionary: a dipole, and raised cosines that reach so far."""
+RADII_MM = (0.0, 9.0, 18.0, 30.0)
+"""Sizes of the patches in the dictionary: a dipole, and caps that fall as a cosine and reach so far: between flat patches and
+raised cosines, so that the estimate of either has about its area."""
 N_COMPONENTS = 5
 """Temporal components of a window that are kept."""
 REGULARISED = (1.0, 10.0)
@@ -463,7 +464,15 @@ def fusion_loss(estimate: Tensor, truth: Tensor, logits: tuple[Tensor, ...], bat
         share = torch.softmax(own, dim=1).reshape(len(estimate), -1, estimate.shape[1]).sum(dim=1)
         spread = spread + (share * nearest).sum(dim=1) / 20
     rank = _rank_loss(estimate, truth, batch)
-    return ((1 - cosine) + 0.2 * fine + 0.2 * pooled + place + 0.3 * amount + 0.3 * spread + 0.5 * rank).mean()
+    area = (torch.log(_area(estimate)) - torch.log(_area(truth))).abs()
+    return ((1 - cosine) + 0.2 * (fine + pooled) + place + 0.3 * (amount + spread) + 0.5 * rank + 0.1 * area).mean()
+
+
+def _area(moments: Tensor) -> Tensor:
+    """(n,) smooth count of the sources above half of the maximum."""
+    strength = moments.abs()
+    share = strength / strength.amax(dim=1, keepdim=True).clamp_min(1e-20)
+    return torch.sigmoid((share - 0.5) / 0.05).sum(dim=1)
 
 
 def _rank_loss(estimate: Tensor, truth: Tensor, batch: Batch) -> Tensor:

@@ -146,7 +146,7 @@ def _make(
         inside = near_mm <= radius
         widest = int(inside.sum(dim=1).max())
         distance = near_mm[:, :widest].clamp_max(1e3)
-        share = (1 + torch.cos(torch.pi * distance / max(1.05 * radius, 1e-3))) * inside[:, :widest]
+        share = torch.cos(0.5 * torch.pi * distance / max(1.05 * radius, 1e-3)) * inside[:, :widest]
         patches.append(Patches(near_vertices[:, :widest].contiguous(), share / share.sum(dim=1, keepdim=True)))
     widest = max(p.vertices.shape[1] for p in patches)
     table_vertices = torch.cat([pad(p.vertices, (0, widest - p.vertices.shape[1])) for p in patches])

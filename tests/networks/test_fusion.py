@@ -168,14 +168,14 @@ def test_every_weight_learns(arrays, cases):
     assert still == []
 
 
-def test_patches_are_geodesic_raised_cosines(arrays):
+def test_patches_are_geodesic_cosine_caps(arrays):
     mesh = mesh_of(arrays.positions_mm, arrays.triangles, arrays.n_left, RADII_MM, 40, 8)
     edges = np.unique(np.sort(arrays.triangles[:, [[0, 1], [1, 2], [0, 2]]].reshape(-1, 2), axis=1), axis=0)
     lengths = np.linalg.norm(arrays.positions_mm[edges[:, 0]] - arrays.positions_mm[edges[:, 1]], axis=1)
     graph = coo_array((lengths, edges.T), shape=(2 * N_SIDE, 2 * N_SIDE))
     distance = dijkstra(graph.tocsr(), directed=False)
     for radius, patch in zip(RADII_MM, mesh.patches, strict=True):
-        wanted = np.where(distance <= radius, 1 + np.cos(np.pi * np.minimum(distance, 1e3) / max(1.05 * radius, 1e-3)), 0)
+        wanted = np.where(distance <= radius, np.cos(0.5 * np.pi * np.minimum(distance, 1e3) / max(1.05 * radius, 1e-3)), 0)
         wanted /= wanted.sum(axis=1, keepdims=True)
         seen = torch.zeros(2 * N_SIDE, 2 * N_SIDE).scatter_add_(1, patch.vertices, patch.shares).numpy()
         np.testing.assert_allclose(seen, wanted, atol=1e-5)
