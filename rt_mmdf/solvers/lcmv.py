@@ -157,7 +157,7 @@ def lcmv_kernel(
     data_cov: NDArray[np.float64],
     rank: int,
     reg: float,
-    weight_norm: WeightNorm,
+    weight_norm: WeightNorm = "unit-noise-gain",
 ) -> NDArray[np.float64]:
     """Spatial filters for sources of fixed orientation.
 
