@@ -23,8 +23,8 @@ from rt_mmdf.networks.interface import EEG, Batch, ForwardArrays, SourceMap, Sou
 from rt_mmdf.networks.mesh import Mesh, mesh_of
 
 RADII_MM = (0.0, 9.0, 18.0, 30.0)
-"""Sizes of the patches in the dictionary: a dipole, and caps that fall as a cosine and reach so far: between flat patches and
-raised cosines, so that the estimate of either has about its area."""
+"""Sizes of the patches in the dictionary: a dipole, and caps that fall as a cosine and reach so far. They are between flat
+patches and raised cosines, so that the estimate of either has about its area."""
 N_COMPONENTS = 5
 """Temporal components of a window that are kept."""
 REGULARISED = (1.0, 10.0)
