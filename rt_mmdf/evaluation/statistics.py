@@ -357,7 +357,7 @@ def noise_verdict(solver: str, noise_peaks: NDArray[np.floating], signal_peaks: 
     signal_peaks : (n,) largest magnitudes of maps at 10 dB, in the same unit
     """
     loud, usual = float(np.percentile(noise_peaks, 95)), float(np.median(signal_peaks))
-    share = loud / usual
+    share = loud / usual if usual > 0 else float("inf")  # a network that says nothing is not one that is quiet
     said = f"{share:.1%} ({loud:.3g} against {usual:.3g})"
     claim = f"{solver} on noise alone: 95th percentile of the peak below 20 % of the median peak at 10 dB"
     return Verdict("noise only", claim, int(share < 0.2), 1, () if share < 0.2 else (said,), said)
