@@ -106,7 +106,8 @@ def _settings(
 
 def _train(config: Path, settings: TrainSettings, device: str | None, resume: bool, force: bool) -> None:
     from rt_mmdf.training.bare import describe_end
-    from rt_mmdf.training.loop import StopOnSignal, best_device, check_new
+    from rt_mmdf.training.checkpoint import check_new
+    from rt_mmdf.training.process import StopOnSignal, best_device
     from rt_mmdf.training.run import train as run
 
     check_new(settings.out_folder, resume, force)

@@ -25,7 +25,9 @@ from rt_mmdf.networks.build import build_network
 from rt_mmdf.networks.interface import ForwardArrays, Option, SourceNetwork
 from rt_mmdf.simulation.batches import BatchSettings
 from rt_mmdf.simulation.scene_files import load_scenes
-from rt_mmdf.training.loop import LoopSettings, Progress, StopOnSignal, best_device, check_new, distributed, train_network
+from rt_mmdf.training.checkpoint import check_new
+from rt_mmdf.training.loop import LoopSettings, Progress, train_network
+from rt_mmdf.training.process import StopOnSignal, best_device, distributed
 
 FORMAT = 1
 SETTINGS, SCENES, VALIDATION, OUT = "settings.json", "scenes", "validation", "out"

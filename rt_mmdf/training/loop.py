@@ -10,26 +10,20 @@ ends, on the CPU, with the very weights it would have had.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import math
-import os
-import signal
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
-from datetime import timedelta
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -37,9 +31,17 @@ from torch.nn.parallel import DistributedDataParallel
 from rt_mmdf.core.errors import TrainingError
 from rt_mmdf.networks.interface import Batch, SourceNetwork
 from rt_mmdf.simulation.batches import BatchGenerator, BatchSettings, Scene
+from rt_mmdf.training.checkpoint import (
+    CHECKPOINT,
+    CHECKPOINT_FORMAT,
+    HISTORY,
+    WEIGHTS,
+    damaged,
+    read_checkpoint,
+    write_whole,
+)
+from rt_mmdf.training.process import place
 
-FORMAT = 1
-CHECKPOINT, WEIGHTS, HISTORY = "checkpoint.safetensors", "weights.safetensors", "history.json"
 OPTIMISERS, SCHEDULES = ("nadam", "adamw"), ("constant", "cosine")
 MAY_CHANGE = ("steps", "patience", "checkpoint_every", "kept_scenes")  # between a run and its resumption
 REPORT_EVERY_S = 0.5
@@ -206,7 +208,7 @@ class _Run:
         device: torch.device,
     ) -> None:
         self.settings, self.out, self.device = settings, out, device
-        self.rank, self.world = _place()
+        self.rank, self.world = place()
         self.batches_per_step = max(settings.batches_per_step, self.world if settings.batches_per_step == 1 else 1)
         if self.batches_per_step % self.world:
             raise TrainingError(
@@ -406,7 +408,7 @@ class _Run:
         tensors |= {f"average.{i}": value for i, value in enumerate(self.average)}
         tensors |= {f"best.{key}": value for key, value in self.best_weights.items()}
         state = {
-            "format": FORMAT,
+            "format": CHECKPOINT_FORMAT,
             "step": self.step,
             "facts": self.facts,
             "history": [asdict(entry) for entry in self.history],
@@ -444,7 +446,7 @@ class _Run:
             self.best = Validation(**state["best"]) if state["best"] else None
             self.best_weights = part("best.")
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise _damaged(path, error) from error
+            raise damaged(path, error) from error
 
     def _check_facts(self, path: Path, seen: Mapping[str, Any]) -> None:
         own = json.loads(json.dumps(self.facts))
@@ -517,104 +519,6 @@ def _optimiser(settings: LoopSettings, parameters: Sequence[nn.Parameter]) -> to
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=rate)
 
 
-def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """State and tensors of a checkpoint; TrainingError where it is damaged or of another version. Nothing is unpickled."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (no mapping)
-        state: dict[str, Any] = json.loads(metadata["state"])
-    except (OSError, KeyError, ValueError, SafetensorError) as error:
-        raise _damaged(path, error) from error
-    if state.get("format") != FORMAT:
-        raise TrainingError(
-            f"training: {path} is of format {state.get('format')!r}, {FORMAT} is expected: another version wrote it. Leave "
-            "out --resume to begin anew."
-        )
-    return state, tensors
-
-
-def check_new(out: Path, resume: bool, force: bool) -> None:
-    """TrainingError where a training has begun in `out` and nobody has said what to do with it."""
-    path = out / CHECKPOINT
-    if path.exists() and not resume and not force:
-        raise TrainingError(
-            f"training: {path} is there: a training has begun in this folder. Go on with --resume, begin anew with --force, "
-            "or choose another folder with --out."
-        )
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Replace a file in one step: whoever reads it, after a kill at whatever moment, finds the old content or the new.
-
-    TrainingError where it cannot be written; the old content is then still there.
-    """
-    part = path.with_name(f"{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        todo = "Free some space" if full else "Choose a folder that you may write to"
-        kept = "; the one from before is still whole" if path.exists() else ""
-        raise TrainingError(
-            f"training: {path} ({len(data) / 1e6:.1f} MB) cannot be written ({error.strerror}){kept}. {todo}, and go on "
-            "with --resume."
-        ) from error
-
-
-def best_device() -> str:
-    """cuda where there is one, else cpu."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-@contextmanager
-def distributed(device: str) -> Iterator[torch.device]:
-    """The device of this process, in the process group that ``torchrun`` asks for; alone where it does not."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        yield torch.device(device)
-        return
-    on_gpu = torch.device(device).type == "cuda"
-    own = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu else torch.device(device)
-    if on_gpu:
-        torch.cuda.set_device(own)
-    # others wait while the first makes the scenes
-    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(hours=6))
-    try:
-        yield own
-    finally:
-        dist.destroy_process_group()
-
-
-class StopOnSignal:
-    """Within ``with``: Ctrl-C and SIGTERM make it say stop, so that a checkpoint is written; a second Ctrl-C interrupts."""
-
-    def __init__(self) -> None:
-        self._asked = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> StopOnSignal:
-        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def __call__(self) -> bool:
-        return self._asked
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self._asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self._asked = True
-
-
 @contextmanager
 def _memory_explained(batches: BatchSettings, settings: LoopSettings) -> Iterator[None]:
     try:
@@ -629,11 +533,6 @@ def _memory_explained(batches: BatchSettings, settings: LoopSettings) -> Iterato
             f"training: out of memory ({first}). Lower batches.size (now {batches.size}; loop.batches_per_step makes up for "
             f"it), loop.kept_scenes (now {settings.kept_scenes}) or scenes.n."
         ) from error
-
-
-def _place() -> tuple[int, int]:
-    """Rank of this process and number of processes."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
 
 
 def _seed_of(*numbers: int) -> int:
@@ -655,10 +554,3 @@ def _brief(seen: Any, expected: Any) -> str:
         keys = [key for key in {**seen, **expected} if seen.get(key) != expected.get(key)]
         return ", ".join(f"{key} was {seen.get(key)!r}, is {expected.get(key)!r}" for key in keys)
     return f"was {seen!r}, is {expected!r}"
-
-
-def _damaged(path: Path, error: Exception) -> TrainingError:
-    return TrainingError(
-        f"training: checkpoint {path} cannot be used ({type(error).__name__}: {error}). Leave out --resume to begin anew; "
-        f"{WEIGHTS} beside it holds the best weights so far."
-    )

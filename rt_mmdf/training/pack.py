@@ -11,7 +11,7 @@ import rt_mmdf
 from rt_mmdf.core.errors import ConfigurationError, SinkError
 from rt_mmdf.simulation.scene_files import save_scenes
 from rt_mmdf.training.bare import OUT, SCENES, SETTINGS, VALIDATION, settings_text
-from rt_mmdf.training.loop import CHECKPOINT, write_whole
+from rt_mmdf.training.checkpoint import CHECKPOINT, write_whole
 from rt_mmdf.training.run import Preparing, lay_ground, make_all_scenes
 from rt_mmdf.training.settings import TrainSettings
 

@@ -32,7 +32,9 @@ from rt_mmdf.simulation.scenes import MakeHead, SceneNoise, nominal_noise_cov, t
 from rt_mmdf.solvers.artefact import Artefact, save_artefact
 from rt_mmdf.training.bare import OUT, SCENES, SETTINGS, VALIDATION, new_network, read_settings
 from rt_mmdf.training.card import card_text
-from rt_mmdf.training.loop import HISTORY, WEIGHTS, Progress, TrainingResult, distributed, train_network, write_whole
+from rt_mmdf.training.checkpoint import HISTORY, WEIGHTS, write_whole
+from rt_mmdf.training.loop import Progress, TrainingResult, train_network
+from rt_mmdf.training.process import distributed
 from rt_mmdf.training.settings import ScenesSettings, TrainSettings
 
 MADE_OF = "made_of.json"  # beside scenes: what they were made of

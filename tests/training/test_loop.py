@@ -23,16 +23,9 @@ from rt_mmdf.networks.interface import Batch
 from rt_mmdf.networks.mmdf import MmdfNetwork
 from rt_mmdf.simulation.batches import BatchGenerator, BatchSettings, Scene
 from rt_mmdf.training.bare import main, new_network
-from rt_mmdf.training.loop import (
-    CHECKPOINT,
-    HISTORY,
-    WEIGHTS,
-    LoopSettings,
-    StopOnSignal,
-    TrainingResult,
-    read_checkpoint,
-    train_network,
-)
+from rt_mmdf.training.checkpoint import CHECKPOINT, HISTORY, WEIGHTS, read_checkpoint
+from rt_mmdf.training.loop import LoopSettings, TrainingResult, train_network
+from rt_mmdf.training.process import StopOnSignal
 
 Scenes = tuple[list[Scene], list[Scene]]
 LOOP = LoopSettings(

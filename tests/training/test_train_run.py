@@ -24,7 +24,7 @@ from rt_mmdf.simulation.scene_files import load_scenes, save_scenes
 from rt_mmdf.simulation.scenes import SceneNoise, make_scene, nominal_noise_cov, true_cortex
 from rt_mmdf.solvers.artefact import load_artefact
 from rt_mmdf.solvers.forward_arrays import forward_arrays
-from rt_mmdf.training.loop import CHECKPOINT
+from rt_mmdf.training.checkpoint import CHECKPOINT
 from rt_mmdf.training.pack import modules_needed, pack
 from rt_mmdf.training.run import lay_ground, make_all_scenes, model_of_pack, train
 from rt_mmdf.training.settings import TrainSettings
