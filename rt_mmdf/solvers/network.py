@@ -31,7 +31,7 @@ class NetworkSolver:
     Networks that see one sample image each sample by itself. The others also see a window of about 100 Hz: every
     `step`-th column up to the newest, at most `n_times` of them, those left out that are unknown (NaN, or zero in all
     channels, as before the first sample). Their window, or what they make of it, is taken anew with every `refresh`-th
-    sample since this solver was made, at that sample, and serves the samples up to the next. So an estimate depends on the
+    sample that this solver images, at that sample, and serves the samples up to the next. So an estimate depends on the
     columns and on the sample with which the solver began, not on how the stream was cut into hops, if the window that is
     given is longer than the network's by one hop.
 
