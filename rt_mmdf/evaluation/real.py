@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from rt_mmdf.core.channels import Modality
-from rt_mmdf.core.errors import RecordingError
+from rt_mmdf.core.errors import RecordingError, SolverError
 from rt_mmdf.evaluation.figure import MapPanel, MapRow, View, map_grid
 from rt_mmdf.evaluation.rows import ONE_MODALITY
 from rt_mmdf.evaluation.statistics import Verdict
@@ -246,7 +246,7 @@ def network_solver(artefact: Artefact, name: str | None = None) -> EvokedSolver:
 def image_averages(
     averages: Averages, solvers: Sequence[EvokedSolver], progress: Progress | None = None
 ) -> tuple[RealMap, ...]:
-    """Peak and map of each condition (first) through each solver."""
+    """Peak and map of each condition (first) through each solver; SolverError where one says nothing."""
     report = progress or (lambda what, fraction: None)
     positions = averages.head.source_positions_mm
     maps: dict[tuple[str, str], RealMap] = {}
@@ -269,6 +269,12 @@ def _map_of(evoked: mne.Evoked, solver: EvokedSolver, operator: Operator, positi
     window = (operator.whitener.matrix @ evoked.data[rows, : instants[-1] + 1]).astype(np.float32)
     scale = solver.scale(n_trials)
     estimate = scale * operator.solver(window, len(instants)).astype(np.float64)
+    if not (np.isfinite(estimate).all() and estimate.any()):
+        seen = "zero everywhere" if np.isfinite(estimate).all() else "not finite"
+        raise SolverError(
+            f"{solver.name}: its map of {evoked.comment!r} (average of {n_trials} trials) is {seen}; it has no peak. A "
+            "network that says so has not been trained, or has diverged: train it again, or leave it out."
+        )
     peak, instant = (int(place) for place in np.unravel_index(np.abs(estimate).argmax(), estimate.shape))
     values = estimate[:, instant]
     deviation = None

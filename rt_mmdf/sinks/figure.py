@@ -269,7 +269,7 @@ def draw_hemisphere(
     seen = tuple(v for v, _ in marks if nearest[int(at[v, 1]), int(at[v, 0])] < depth[v] + 3.0)
     for vertex, style in marks:
         if vertex in seen or hidden is not None:
-            axes.plot(*flat[vertex], ls="", **{**style, **({} if vertex in seen else hidden or {})})
+            axes.plot(*flat[vertex], ls="", clip_on=False, **{**style, **({} if vertex in seen else hidden or {})})
     return seen
 
 

@@ -7,14 +7,16 @@ from pathlib import Path
 import mne
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis.extra.numpy import arrays
 
 from rt_mmdf.core.channels import Modality
-from rt_mmdf.core.errors import RecordingError
+from rt_mmdf.core.errors import RecordingError, SolverError
 from rt_mmdf.evaluation.figure import INSIDE, OUTSIDE
 from rt_mmdf.evaluation.real import (
     Averages,
+    EvokedSolver,
     RealMap,
     classical_solver,
     concentration_verdict,
@@ -24,10 +26,11 @@ from rt_mmdf.evaluation.real import (
     read_averages,
     real_figure,
 )
-from rt_mmdf.headmodel.whitener import imaging_info, make_whitener
+from rt_mmdf.headmodel.whitener import Whitener, imaging_info, make_whitener
 from rt_mmdf.networks.build import build_network
 from rt_mmdf.solvers.artefact import save_artefact
 from rt_mmdf.solvers.forward_arrays import forward_arrays
+from rt_mmdf.solvers.interface import Operator
 from rt_mmdf.solvers.linear import SolverSettings
 
 PLACES = arrays(np.float64, (6, 3), elements={"min_value": -100, "max_value": 100})
@@ -98,10 +101,13 @@ def test_maps_are_what_mne_makes_of_the_average(averages: Averages, maps: tuple[
 @pytest.mark.sample
 @pytest.mark.parametrize("kind", ["fusion", "mmdf"])
 def test_networks_image_averages_in_the_noise_they_expect(averages: Averages, tmp_path: Path, kind: str) -> None:
-    """Untrained, so where they peak is not asked."""
+    """With weights by chance, so where they peak is not asked."""
     head = averages.head
     whitener = make_whitener(head.channels, set(head.ch_names), head.info, averages.noise_cov, averages.projs)
     network = build_network(kind, {}, forward_arrays(head, whitener, head.ch_names))
+    for values in network.parameters():
+        if not values.any():  # networks begin with silence
+            torch.nn.init.normal_(values, std=0.01)
     artefact = save_artefact(tmp_path / kind, network, head, averages.noise_cov, name=kind, card="", projs=averages.projs)
     (left,) = (evoked for evoked in averages.evokeds if evoked.comment == "Left Auditory")
     solver = network_solver(artefact)
@@ -111,9 +117,27 @@ def test_networks_image_averages_in_the_noise_they_expect(averages: Averages, tm
     assert np.sqrt((spread**2).sum(axis=0).mean() / operator.whitener.rank) == pytest.approx(1.0, abs=0.35)
     sample = (operator.whitener.matrix @ left.data[:, left.times <= found.time_s + 1e-9]).astype(np.float32)
     scale = 1.0 if kind == "fusion" else 3**-0.5
-    np.testing.assert_allclose(found.values, scale * operator.solver(sample, 1)[:, 0], rtol=1e-3, atol=1e-15)
+    expected = scale * operator.solver(sample, 1)[:, 0]
+    np.testing.assert_allclose(found.values, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
     assert (found.unit, found.n_channels) == ("A m", 364)
     assert (found.deviation is not None and found.deviation > 0) == (kind == "fusion")
+
+
+@pytest.mark.sample
+@pytest.mark.parametrize(("value", "seen"), [(0.0, "zero everywhere"), (np.nan, "not finite")])
+def test_a_solver_that_says_nothing_is_named(averages: Averages, value: float, seen: str) -> None:
+    class Silent:
+        n_sources, unit = averages.head.n_sources, "A m"
+
+        def __call__(self, window: np.ndarray, n_new: int) -> np.ndarray:
+            return np.full((self.n_sources, n_new), value, np.float32)
+
+    def prepare(averages: Averages, n_trials: int) -> Operator:
+        n_channels = len(averages.head.channels)
+        return Operator(Whitener(averages.head.channels, np.eye(n_channels), n_channels), Silent(), frozenset())
+
+    with pytest.raises(SolverError, match=f"silent: its map of 'Left Auditory'.* is {seen}"):
+        image_averages(averages, [EvokedSolver("silent", prepare)])
 
 
 @pytest.mark.sample
