@@ -29,7 +29,7 @@ def train(
     ] = None,
     model: Annotated[Path | None, typer.Option(help="Folder for the finished model, in place of that of CONFIG.")] = None,
     network: Annotated[
-        str | None, typer.Option(help="Train this one (mmdf, mmdf-eeg, ...) with the rest of CONFIG, under its own name.")
+        str | None, typer.Option(help="Train this one (mmdf, mmdf-eeg, ...) as CONFIG says, options that it knows included.")
     ] = None,
     scenes: Annotated[
         Path | None, typer.Option(help="Folder of scenes that several trainings share; made if needed. \\[default: in OUT]")
@@ -88,12 +88,17 @@ def _settings(
     config: Path, out: Path | None, model: Path | None, network: str | None, scenes: Path | None, steps: int | None
 ) -> TrainSettings:
     from rt_mmdf.core.settings import load_toml, validate_settings
+    from rt_mmdf.networks.build import NETWORK_KINDS, default_options
     from rt_mmdf.training.settings import TrainSettings
 
     content: dict[str, Any] = load_toml(config)
     content |= {key: value for key, value in (("out", out), ("model", model)) if value is not None}
     if network is not None:
-        content |= {"name": network, "network": {"kind": network}}
+        section = content.get("network")
+        options = section.get("options") if isinstance(section, dict) else None
+        known = default_options(network) if network in NETWORK_KINDS else {}
+        kept = {key: value for key, value in options.items() if key in known} if isinstance(options, dict) else {}
+        content |= {"name": network, "network": {"kind": network, "options": kept}}
     # what is no table is left as it is: validation says so
     if scenes is not None:
         for section in ("scenes", "validation"):

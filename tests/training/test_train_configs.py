@@ -43,7 +43,7 @@ def test_the_commented_example_has_the_defaults_it_claims() -> None:
         for key in content[section]:
             expected = OTHERS.get(key, getattr(getattr(plain, section), key))
             assert getattr(getattr(written, section), key) == expected, f"{section}.{key}"
-    assert written.network.options == {"hidden": default_options("mmdf")["hidden"], "loss": "relative"}
+    assert written.network.options == {"loss": "relative"}
     options = with_comments(path)["network"]["options"]
     assert options.keys() == default_options("mmdf").keys()
 

@@ -178,6 +178,9 @@ def test_the_command_trains_goes_on_and_refuses_to_overwrite(content: dict[str, 
     renamed = ["train", str(config), "--network", "mmdf-meg", "--out", str(tmp_path / "meg"), "--model", str(tmp_path / "m")]
     assert call(app, [*renamed, "--device", "cpu"]).exit_code == 0
     assert load_artefact(tmp_path / "m").kind == "mmdf-meg"
+    assert load_artefact(tmp_path / "m").options["hidden"] == 8
+    wrong = call(app, ["train", str(config), "--network", "mmmdf"])
+    assert "network.kind: one of mmdf, mmdf-eeg" in str(wrong.exception)
 
 
 def test_a_device_that_is_not_there_is_said_at_once(content: dict[str, Any], tmp_path: Path) -> None:
