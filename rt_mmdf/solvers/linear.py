@@ -17,7 +17,7 @@ from rt_mmdf.solvers.lcmv import LcmvSettings
 BLOCK = 128  # sources; 64 and 256 do as well, 512 and more fall back to packing
 
 Method = Literal["MNE", "dSPM", "sLORETA", "eLORETA"]
-LiveMethod = Method | Literal["LCMV"]
+LiveMethod = Literal["MNE", "dSPM", "sLORETA", "eLORETA", "LCMV"]
 Orientation = Literal["fixed", "loose"]
 
 
