@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rt_mmdf.evaluation.run import Plan
     from rt_mmdf.evaluation.statistics import Verdict
 
-QUICK_CASES, QUICK_TRANSPORTED, QUICK_NOISE = 60, 10, 100
+QUICK_CASES, QUICK_TRANSPORTED, QUICK_NOISE = 40, 10, 60
 RESULTS, HEADS, WORK = "Results", "Heads and noise", "How much"
 
 
@@ -54,7 +54,7 @@ def evaluate(
         int | None, typer.Option(min=0, help="Of the cases; the suite's own by default.", rich_help_panel=WORK)
     ] = None,
     processes: Annotated[
-        int, typer.Option(min=1, max=64, help="Each takes about 1.5 GB of memory.", rich_help_panel=WORK)
+        int, typer.Option(min=1, max=64, help="Each takes about 1.7 GB of memory.", rich_help_panel=WORK)
     ] = 2,
     head: Annotated[
         Path | None,

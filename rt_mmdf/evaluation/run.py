@@ -8,7 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -125,7 +125,10 @@ def evaluate(plan: Plan, progress: Progress | None = None) -> Evaluation:
     check_solvers(suite, plan.solvers)
     # the heaviest first, so that no process is left alone with one at the end
     cells = sorted(enumerate(plan.cells), key=lambda of: -of[1][0] * of[1][1])
-    with _team(suite, plan) as team:
+    head, description = suite.nominal, suite.description
+    opened = _team(suite, plan)
+    del suite  # half a gigabyte that processes of their own have as well
+    with opened as team:
         rows, n_columns = team.rows, len(plan.cells) * plan.n_cases
         values = {name: np.full((len(rows), n_columns), np.nan, np.float32) for name in (*METRICS, PEAK, SETTING)}
         for done, (task, found) in enumerate(team.work([Task("score", cell, i) for i, cell in cells]), start=1):
@@ -151,8 +154,8 @@ def evaluate(plan: Plan, progress: Progress | None = None) -> Evaluation:
         with_amplitude=team.with_amplitude,
         noise_peaks=peaks,
         shown=tuple(shown[i] for i in sorted(shown)),
-        head=suite.nominal,
-        suite_description=suite.description,
+        head=head,
+        suite_description=description,
         duration_s=time.monotonic() - start,
     )
 
@@ -340,7 +343,7 @@ class _Processes:
             member.join()
             raise WorkerFailed(
                 f"evaluate: process {member.pid} died (exit code {member.exitcode}); -9 means that it was killed, mostly "
-                "because no memory was left: use fewer processes (--processes 1), each takes about 1.5 GB."
+                "because no memory was left: use fewer processes (--processes 1), each takes about 1.7 GB."
             ) from None
         if isinstance(answer, BaseException):
             raise answer
@@ -354,16 +357,10 @@ class _Processes:
             pipe.close()
 
 
-@contextmanager
-def _team(suite: Suite, plan: Plan) -> Iterator[_Team]:
+def _team(suite: Suite, plan: Plan) -> AbstractContextManager[_Team]:
     if plan.n_processes == 1:
-        yield _Alone(Bench(suite, make_groups(suite, plan.solvers), plan))
-        return
-    team = _Processes(plan)
-    try:
-        yield team
-    finally:
-        team.close()
+        return nullcontext(_Alone(Bench(suite, make_groups(suite, plan.solvers), plan)))
+    return closing(_Processes(plan))
 
 
 @contextmanager
