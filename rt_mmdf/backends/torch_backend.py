@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,19 +13,13 @@ from numpy.typing import NDArray
 Float32 = NDArray[np.float32]
 
 
-class Moments(Protocol):
-    """What a network gives: see `rt_mmdf.networks.interface.SourceMap`."""
-
-    @property
-    def moments(self) -> torch.Tensor: ...
-
-
 class TorchBackend:
     """A network with the operators of one head, noise and set of channels.
 
     Networks that have a method ``prior(sample, window, prepared)`` split their work: the prior of a window is kept as its
     context, and ``estimate(samples, prior, prepared)`` images any samples under it; ``deviation(prior, prepared)`` is how
-    uncertain that is. The context of the others is the window.
+    uncertain that is. Where they also have ``factors(prior, prepared)``, the estimate as two matrices (n_channels, k) and
+    (k, n_sources), these are made with each prior, and a sample costs two products. The context of the others is the window.
 
     Parameters
     ----------
@@ -37,36 +31,45 @@ class TorchBackend:
         self._network: Any = network.eval()
         self._prepared = prepared
         self._splits = callable(getattr(network, "prior", None))
+        self._factors = self._splits and callable(getattr(network, "factors", None))
 
     @torch.inference_mode()
     def context(self, window: Float32) -> Any:
         """What is kept of a window (n_channels, n_times), whose last column is imaged first."""
         whole = torch.from_numpy(window)[None]
-        return self._network.prior(whole[:, :, -1], whole, self._prepared) if self._splits else whole
+        if not self._splits:
+            return whole
+        prior = self._network.prior(whole[:, :, -1], whole, self._prepared)
+        return prior, self._network.factors(prior, self._prepared) if self._factors else None
 
     @torch.inference_mode()
     def image(self, samples: Float32, context: Any = None) -> Float32:
         """Moments of samples (n, n_channels): (n, n_sources) nA m."""
-        split = self._splits and context is not None
-        run = self._network.estimate if split else self._network
-        seen: Moments = run(torch.from_numpy(samples), context, self._prepared)
-        moments: Float32 = seen.moments.numpy()
-        return moments
+        given = torch.from_numpy(samples)
+        if not self._splits or context is None:
+            moments = self._network(given, context, self._prepared).moments
+        else:
+            prior, factors = context
+            if factors is None:
+                moments = self._network.estimate(given, prior, self._prepared).moments
+            else:
+                moments = (given @ factors[0]) @ factors[1]
+        seen: Float32 = moments.numpy()
+        return seen
 
     @torch.inference_mode()
     def deviation(self, context: Any) -> Float32 | None:
         """Posterior standard deviation under a context, (n_sources,) nA m; None for networks that know none."""
         if not self._splits or not callable(getattr(self._network, "deviation", None)):
             return None
-        deviation: Float32 = self._network.deviation(context, self._prepared)[0].numpy()
+        deviation: Float32 = self._network.deviation(context[0], self._prepared)[0].numpy()
         return deviation
 
     @torch.inference_mode()
     def image_cases(self, samples: Float32, windows: Float32 | None) -> Float32:
         """Moments (n, n_sources), nA m, of samples (n, n_channels), each in a window (n, n_channels, n_times) of its own."""
         given = None if windows is None else torch.from_numpy(windows)
-        seen: Moments = self._network(torch.from_numpy(samples), given, self._prepared)
-        moments: Float32 = seen.moments.numpy()
+        moments: Float32 = self._network(torch.from_numpy(samples), given, self._prepared).moments.numpy()
         return moments
 
 

@@ -53,19 +53,34 @@ class Splitter(torch.nn.Module):
         return torch.full((1, 4), prepared * prior.shape[2])
 
 
+class Linear(Splitter):
+    """The same as two matrices: of the sample's channel 0, and, from its last channel, which is always 1, the rest."""
+
+    def factors(self, prior: torch.Tensor, prepared: float) -> tuple[torch.Tensor, torch.Tensor]:
+        first, last = torch.zeros(N_CHANNELS, 2), torch.zeros(2, 4)
+        first[0, 0] = first[-1, 1] = 1.0
+        last[0, 0] = 1.0
+        last[1, 1:] = torch.stack([prior[0, 1].sum(), prior[0, :, -1].sum(), torch.tensor(float(prior.shape[2]))])
+        return first, last * prepared
+
+    def estimate(self, sample: torch.Tensor, prior: torch.Tensor, prepared: float) -> SourceMap:
+        raise AssertionError("the factors are quicker")
+
+
 def told(network: torch.nn.Module) -> NetworkSolver:
     backend = TorchBackend(network, 2.0)
     rows = np.arange(N_CHANNELS)
     return NetworkSolver(backend, n_sources=4, n_channels=N_CHANNELS, rows=rows, n_times=N_TIMES, step=STEP, refresh=REFRESH)
 
 
-@pytest.mark.parametrize("network", [Teller(), Splitter()], ids=["whole", "split"])
+@pytest.mark.parametrize("network", [Teller(), Splitter(), Linear()], ids=["whole", "split", "factors"])
 @settings(max_examples=25)
 @given(sizes=st.lists(st.integers(1, LONGEST), min_size=1, max_size=12), hole=st.integers(0, 40))
 def test_an_estimate_depends_on_the_columns_and_not_on_the_hops(
     network: torch.nn.Module, sizes: list[int], hole: int
 ) -> None:
     stream = np.random.default_rng(hole).standard_normal((N_CHANNELS, sum(sizes))).astype(np.float32)
+    stream[-1] = 1.0
     stream[:, hole : hole + 4] = np.nan
     solver, window = told(network), SlidingWindow((N_TIMES - 1) * STEP + LONGEST, N_CHANNELS)
     n_imaged = 0
