@@ -48,7 +48,7 @@ def evaluate(
         bool, typer.Option("--quick", help="Few cells and cases: under a minute with heads at hand.", rich_help_panel=WORK)
     ] = False,
     cases: Annotated[
-        int | None, typer.Option(min=2, max=100_000, help="Cases of each cell. \\[default: 500]", rich_help_panel=WORK)
+        int | None, typer.Option(min=2, max=4000, help="Cases of each cell. \\[default: 500]", rich_help_panel=WORK)
     ] = None,
     seed: Annotated[
         int | None, typer.Option(min=0, help="Of the cases; the suite's own by default.", rich_help_panel=WORK)
