@@ -60,8 +60,11 @@ def content(small_content: Callable[..., dict[str, Any]]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def sensors(small_recording: Path) -> mne.io.BaseRaw:
-    return mne.io.read_raw_fif(small_recording, preload=True, verbose="ERROR")
+def sensors(small_recording: Path, template_head_ico3: HeadModel) -> mne.io.BaseRaw:
+    """Noise, and one strong source: on noise alone the sixth digit decides which patches an untrained fusion takes."""
+    raw = mne.io.read_raw_fif(small_recording, preload=True, verbose="ERROR")
+    raw._data += np.outer(template_head_ico3.leadfield(raw.ch_names)[:, 700], 5e-6 * np.sin(2 * np.pi * 7 * raw.times))
+    return raw
 
 
 def publish(lab: Lab, raw: mne.io.BaseRaw, seconds: dict[str, float] | None = None, repeat: int = 1) -> None:
@@ -117,7 +120,9 @@ def test_live_is_the_network_offline_and_says_its_name(
     network.load_state_dict({key: torch.from_numpy(values.copy()) for key, values in artefact.weights.items()})
     prepared, seen = network.eval().prepare(arrays), torch.from_numpy(whitened[order])
     step, refresh = 2, 5  # 250 Hz to about 100 Hz; 20 ms
-    for t in (62, 137, 300):  # the window is full: the very first sample behind a filter is zero, and counts as unknown
+    size = np.linalg.norm(whitened, axis=0)
+    # the window is full there: the very first sample behind a filter is zero, and counts as unknown
+    for t in (start + int(size[start : start + 50].argmax()) for start in (62, 150, 300)):
         t0 = t // refresh * refresh
         window = seen[None, :, t0 % step : t0 + 1 : step][:, :, -network.n_times :] if network.n_times > 1 else None
         with torch.inference_mode():
@@ -126,9 +131,7 @@ def test_live_is_the_network_offline_and_says_its_name(
                 expected = network.estimate(seen[None, :, t], prior, prepared).moments[0].numpy() * 1e-9
             else:
                 expected = network(seen[None, :, t], None, prepared).moments[0].numpy() * 1e-9
-        # the sixth digit of noise decides which patches the untrained fusion takes; a sample later would be off by 0.5
-        tolerance = 0.1 if kind == "fusion" else 1e-3
-        assert np.linalg.norm(data[:, t] - expected) < tolerance * np.linalg.norm(expected)
+        assert np.linalg.norm(data[:, t] - expected) < 2e-2 * np.linalg.norm(expected)
     # who it was
     name = f"tiny-{kind}"
     card = session.scorecard().as_dict()
