@@ -395,6 +395,23 @@ class FusionNetwork(SourceNetwork):
         return SourceMap(mesh.scatter_patches(moments, prior.atoms.expand(len(now), -1), weight))
 
     @torch.no_grad()
+    def factors(self, prior: Prior, prepared: PreparedFusion) -> tuple[Tensor, Tensor]:
+        """The estimate under the prior of one window as two matrices: ``sample @ first @ second`` are the moments.
+
+        Returns
+        -------
+        (n_channels, k), (k, n_sources)
+        """
+        both, mesh = prepared.both, prepared.mesh
+        n_sources, likely = mesh.n_sources, both.atoms[prior.atoms]
+        dual = torch.cholesky_inverse(torch.linalg.cholesky(self._data_cov(prior, prepared, likely))[0])
+        ground = (prior.ground / n_sources) * (dual @ both.atoms[:n_sources].T) / prepared.norms[:n_sources]
+        empty = ground.new_zeros(likely.shape[1], n_sources)
+        patches = mesh.scatter_patches(empty, prior.atoms[0][:, None], torch.ones_like(prior.power[0])[:, None])
+        kernel = torch.addmm(ground, (dual @ likely[0].T) * (prior.power / prepared.norms[prior.atoms]), patches)
+        return self._blended(torch.eye(len(both.basis), device=dual.device), prior, prepared), kernel
+
+    @torch.no_grad()
     def deviation(self, prior: Prior, prepared: PreparedFusion) -> Tensor:
         """Posterior standard deviation of each source under each prior, (n, n_sources), nA m; no data enter."""
         both, mesh = prepared.both, prepared.mesh

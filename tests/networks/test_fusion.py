@@ -106,6 +106,15 @@ def test_the_estimate_is_linear_in_the_samples_that_share_a_window(network, prep
     torch.testing.assert_close(many[2], many[0] - 2 * many[1], rtol=1e-3, atol=1e-4 * float(many.abs().max()))
 
 
+def test_two_matrices_give_the_estimate(network, prepared, cases):
+    sample, window = cases
+    with torch.no_grad():
+        prior = network.prior(sample[:1], window[:1], prepared)
+        first, second = network.factors(prior, prepared)
+        wanted = network.estimate(sample, prior, prepared).moments
+    torch.testing.assert_close(sample @ first @ second, wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max()))
+
+
 @pytest.mark.parametrize("windowed", [True, False])
 def test_cases_do_not_know_of_each_other(network, prepared, cases, windowed):
     sample, window = cases[0], cases[1] if windowed else None
