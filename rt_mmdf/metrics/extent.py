@@ -166,7 +166,7 @@ def dice(estimate: ArrayLike, truth: ArrayLike) -> float:
 
     The threshold is found on 256 bins from 0 to the maximum.
     """
-    strength = np.abs(np.asarray(estimate))
+    strength = np.abs(np.asarray(estimate, dtype=float))
     active = active_set(truth)
     kept = np.zeros(len(active), dtype=bool)
     if strength.any():
