@@ -81,6 +81,11 @@ class Mesh:
         product = self.coarse_neighbours @ values.transpose(0, 1).reshape(n_nodes, n * m)
         return product.reshape(n_nodes, n, m).transpose(0, 1)
 
+    def largest_within(self, values: Tensor, scale: int) -> Tensor:
+        """(n, n_sources) -> (n, n_sources), values of 0 and more: the largest one in the patch of each source."""
+        patch = self.patches[scale]
+        return (values[:, patch.vertices] * (patch.shares > 0)).amax(dim=2)
+
     def scatter_patches(self, moments: Tensor, atoms: Tensor, weight: Tensor) -> Tensor:
         """Add patches `atoms` (n, m) with moments `weight` (n, m) to (n, n_sources)."""
         vertices = self.table_vertices[atoms].reshape(len(atoms), -1)
@@ -165,7 +170,6 @@ def _make(
     touching[node_of[start], node_of[end]] = 1.0
     touching.fill_diagonal_(0.0)
     neighbours = touching / touching.sum(dim=1, keepdim=True).clamp_min(1)
-    regions = regions / regions.sum(dim=1, keepdim=True)
     return Mesh(
         places,
         tuple(patches),

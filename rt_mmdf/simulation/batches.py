@@ -57,6 +57,7 @@ class BatchSettings:
     smooth_share : share of patches with the profile of a raised cosine; the others are flat
     separation_mm : least distance between two centres
     n_times, sfreq : of the window; 1 for single samples; of several lengths each batch takes one
+    band_hz, band_order : of the live chain's Butterworth band-pass, which shapes the noise of windows; None: no filter
     instant : where in the window the instant may lie, as a share of its length
     silent_share : share of windows with one more patch that is active before or after the instant but not at it
     channel_dropout : up to this share of channels is set to zero, drawn for each sample
@@ -72,6 +73,8 @@ class BatchSettings:
     separation_mm: float = 30.0
     n_times: int | tuple[int, ...] = 1
     sfreq: float = 100.0
+    band_hz: tuple[float, float] | None = (1.0, 40.0)
+    band_order: int = 4
     instant: tuple[float, float] = (0.5, 1.0)
     silent_share: float = 0.0
     channel_dropout: float = 0.0
@@ -271,7 +274,8 @@ class _Draw:
         phase = self.uniform(-torch.pi / 4, torch.pi / 4, self.n, n_patches, 1)
         envelope = torch.exp(-0.5 * ((times - offset) / width) ** 2)
         swell = envelope * torch.cos(2 * torch.pi * frequency * times + phase)
-        ground = 0.2 * _pink(self.normal(self.n, n_patches, self.n_times))
+        pink = _one_over_f(self.n_times, self.device)
+        ground = 0.2 * _shaped(self.normal(self.n, n_patches, self.n_times), pink)
         course = swell + ground
         at = instant[:, None, None].expand(-1, n_patches, 1)
         now = course.gather(2, at)
@@ -286,13 +290,22 @@ class _Draw:
         return course
 
     def _noise_window(self) -> Tensor:
-        """(n, n_channels, n_times): sensors white at this rate, brain 1/f."""
-        scene = self.scene
-        noise = torch.matmul(scene.fast, self.normal(self.n, scene.fast.shape[1], self.n_times))
+        """(n, n_channels, n_times): sensors white and brain 1/f, both within the band of the live filters."""
+        scene, gain = self.scene, self.band_gain()
+        noise = torch.matmul(scene.fast, _shaped(self.normal(self.n, scene.fast.shape[1], self.n_times), gain))
         if scene.slow.shape[1] == 0:
             return noise
-        brain = _pink(self.normal(self.n, scene.slow.shape[1], self.n_times))
+        brain = _shaped(
+            self.normal(self.n, scene.slow.shape[1], self.n_times), gain * _one_over_f(self.n_times, self.device)
+        )
         return torch.baddbmm(noise, scene.slow.expand(self.n, -1, -1), brain)
+
+    def band_gain(self) -> Tensor:
+        """(n_times // 2 + 1,): gain of the band-pass at the frequencies of a window; at zero that of the lowest one."""
+        s = self.settings
+        order = torch.arange(self.n_times // 2 + 1, device=self.device).clamp_min(1)
+        gain = band_pass_gain(order.cpu().numpy() * (s.sfreq / self.n_times), s.band_hz, s.band_order)
+        return torch.from_numpy(gain).to(self.device, torch.float32)
 
     def _kept(self, n_channels: int) -> Tensor:
         """(n, n_channels): 1 where a channel is there."""
@@ -316,16 +329,27 @@ def _root_of_covariance(colour: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(root * np.any(whole, axis=1)[:, None], dtype=np.float32)
 
 
-def _pink(white: Tensor) -> Tensor:
-    """White noise along the last axis turned into 1/f noise of the same variance."""
+def band_pass_gain(freqs_hz: NDArray[np.floating], band_hz: tuple[float, float] | None, order: int) -> NDArray[np.float64]:
+    """Gain of the live chain's Butterworth band-pass: equal to that of its sections, tests/simulation/test_batches.py."""
+    freqs = np.asarray(freqs_hz, dtype=np.float64)
+    if band_hz is None:
+        return np.ones_like(freqs)
+    low, high = band_hz
+    detuning = (freqs**2 - low * high) / (freqs * (high - low))
+    return np.asarray(1 / np.sqrt(1 + detuning ** (2 * order)))
+
+
+def _one_over_f(n_times: int, device: torch.device) -> Tensor:
+    return torch.arange(n_times // 2 + 1, device=device).clamp_min(1) ** -0.5
+
+
+def _shaped(white: Tensor, gain: Tensor) -> Tensor:
+    """White noise along the last axis with another spectrum and the same variance."""
     n_times = white.shape[-1]
-    spectrum = torch.fft.rfft(white, dim=-1)
-    order = torch.arange(spectrum.shape[-1], device=white.device).clamp_min(1)
-    weight = order**-0.5
-    share = torch.full_like(weight, 2.0)
+    share = torch.full_like(gain, 2.0)
     share[0] = 1.0
     if n_times % 2 == 0:
         share[-1] = 1.0
-    weight = weight * torch.sqrt(n_times / (share * weight.square()).sum())
-    pink: Tensor = torch.fft.irfft(spectrum * weight, n=n_times, dim=-1)
-    return pink
+    weight = gain * torch.sqrt(n_times / (share * gain.square()).sum())
+    shaped: Tensor = torch.fft.irfft(torch.fft.rfft(white, dim=-1) * weight, n=n_times, dim=-1)
+    return shaped

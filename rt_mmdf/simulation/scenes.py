@@ -267,7 +267,7 @@ def training_scenes(
     projs: Sequence[mne.Projection] = (),
     dropout: bool = True,
     leadfield_noise: float = CALIBRATION_ERROR,
-    spacings: Sequence[Spacing] = ("ico4", "ico5"),
+    spacings: Sequence[Spacing] = ("ico4",),
     make_head: MakeHead | None = None,
     progress: Progress | None = None,
 ) -> list[Scene]:

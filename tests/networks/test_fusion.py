@@ -52,7 +52,7 @@ def arrays() -> ForwardArrays:
 @pytest.fixture(scope="module")
 def network() -> FusionNetwork:
     torch.manual_seed(4)
-    network = FusionNetwork(width=8, n_blocks=1, n_nodes=40, n_regions=8, n_likely=60, k=36)
+    network = FusionNetwork(width=8, n_blocks=1, n_nodes=40, n_regions=8, n_likely=60, k=30)
     for parameter in network.parameters():  # as after training: no weight is zero
         torch.nn.init.normal_(parameter, std=0.1)
     return network.eval()
@@ -88,12 +88,16 @@ def test_the_estimate_is_the_posterior_mean_and_its_deviation_the_posterior_one(
     sample, window = cases[0][:1], cases[1][:1]
     with torch.no_grad():
         prior, cov, noise = dense_prior(network, sample, window, prepared)
-        leadfield = torch.from_numpy(arrays.leadfield).double()
-        now = (network._blended(sample, prior, prepared) @ prepared.both.basis.T)[0].double()
-        gain = cov @ leadfield.T @ torch.linalg.inv(leadfield @ cov @ leadfield.T + noise * torch.eye(36))
+        leadfield = (prepared.both.basis.T @ torch.from_numpy(arrays.leadfield)).double()
+        now = network._blended(sample, prior, prepared)[0].double()
+        gain = cov @ leadfield.T @ torch.linalg.inv(leadfield @ cov @ leadfield.T + noise * torch.eye(30))
         wanted, deviation = gain @ now, (cov - gain @ leadfield @ cov).diagonal().sqrt()
         seen = network.estimate(sample, prior, prepared).moments[0].double()
         torch.testing.assert_close(seen, wanted, rtol=2e-3, atol=2e-3 * float(wanted.abs().max()))
+        # the part that is learned: a share of the largest prior deviation within 9 mm
+        near = prepared.mesh.patches[1]
+        local = (cov.diagonal().sqrt()[near.vertices] * (near.shares > 0)).amax(dim=1)
+        deviation = (deviation.square() + (network.mistrust.double().exp() * local).square()).sqrt()
         seen = network.deviation(prior, prepared)[0].double()
     torch.testing.assert_close(seen, deviation, rtol=5e-3, atol=5e-3 * float(deviation.max()))
 
