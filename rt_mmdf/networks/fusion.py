@@ -407,9 +407,11 @@ class FusionNetwork(SourceNetwork):
         n_sources, likely = mesh.n_sources, both.atoms[prior.atoms]
         dual = torch.cholesky_inverse(torch.linalg.cholesky(self._data_cov(prior, prepared, likely))[0])
         ground = (prior.ground / n_sources) * (dual @ both.atoms[:n_sources].T) / prepared.norms[:n_sources]
-        empty = ground.new_zeros(likely.shape[1], n_sources)
-        patches = mesh.scatter_patches(empty, prior.atoms[0][:, None], torch.ones_like(prior.power[0])[:, None])
-        kernel = torch.addmm(ground, (dual @ likely[0].T) * (prior.power / prepared.norms[prior.atoms]), patches)
+        weights = ((dual @ likely[0].T) * (prior.power / prepared.norms[prior.atoms])).T  # (m, k)
+        shares = mesh.table_shares[prior.atoms[0]]
+        patch, place = torch.nonzero(shares, as_tuple=True)  # most of the table is padding
+        vertices = mesh.table_vertices[prior.atoms[0][patch], place]
+        kernel = ground.T.contiguous().index_add_(0, vertices, weights[patch] * shares[patch, place, None]).T
         return self._blended(torch.eye(len(both.basis), device=dual.device), prior, prepared), kernel
 
     @torch.no_grad()
