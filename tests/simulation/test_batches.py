@@ -8,12 +8,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.signal import sosfreqz
 
 from rt_mmdf.core.errors import RecordingError, SinkError
 from rt_mmdf.metrics.localisation import snr_db
 from rt_mmdf.networks.interface import EEG
+from rt_mmdf.preprocessing.filters import CausalFilter, FilterSettings
 from rt_mmdf.simulation.batch_files import load_batch, write_batches
-from rt_mmdf.simulation.batches import BatchGenerator, BatchSettings, Scene
+from rt_mmdf.simulation.batches import BatchGenerator, BatchSettings, Scene, band_pass_gain
 
 SMALL = BatchSettings(size=16)
 
@@ -101,7 +103,7 @@ def test_noise_has_the_covariance_of_the_scene(plain_scene: Scene) -> None:
 
 
 def test_noise_of_a_window_has_that_covariance_too_and_brain_noise_is_slow(plain_scene: Scene) -> None:
-    quiet = BatchSettings(size=600, n_sources=(1, 1), snr_db=(-200.0, -200.0), n_times=64)
+    quiet = BatchSettings(size=600, n_sources=(1, 1), snr_db=(-200.0, -200.0), n_times=64, band_hz=None)
     window = BatchGenerator([plain_scene], quiet, seed=4).batch(0)[0].window
     assert window is not None
     flat = window.permute(1, 0, 2).reshape(window.shape[1], -1).numpy()
@@ -119,6 +121,30 @@ def test_noise_of_a_window_has_that_covariance_too_and_brain_noise_is_slow(plain
     assert window is not None
     power = (torch.fft.rfft(torch.einsum("c,nct->nt", torch.from_numpy(direction), window)).abs() ** 2).mean(dim=0)
     assert float(power[1:4].mean() / power[20:].mean()) == pytest.approx(1, abs=0.1)
+
+
+def test_noise_of_windows_is_held_to_the_live_filters() -> None:
+    """The gain that shapes it is that of the sections which run live, with the default settings of both."""
+    live = FilterSettings()
+    freqs = np.arange(1, 51)
+    response = np.abs(sosfreqz(CausalFilter.from_settings(live, 1000.0).sos, worN=freqs, fs=1000.0)[1])
+    assert SMALL.band_hz == (live.band_pass.low_hz, live.band_pass.high_hz)
+    np.testing.assert_allclose(band_pass_gain(freqs, SMALL.band_hz, SMALL.band_order), response, rtol=0.02)
+    np.testing.assert_array_equal(band_pass_gain(freqs, None, 4), 1)
+
+
+def test_noise_within_the_band_has_the_variance_of_the_scene_and_the_spectrum_of_the_filter(plain_scene: Scene) -> None:
+    white = replace(plain_scene, colour=np.eye(len(plain_scene.colour), dtype=np.float32), n_brain=0)
+    quiet = BatchSettings(size=200, n_sources=(1, 1), snr_db=(-200.0, -200.0), n_times=100)
+    window = BatchGenerator([white], quiet, seed=4).batch(0)[0].window
+    assert window is not None
+    flat = window.permute(1, 0, 2).reshape(window.shape[1], -1).numpy()
+    # some 8000 independent values: a standard error of 0.016 of each variance at most
+    np.testing.assert_allclose(flat @ flat.T / flat.shape[1], np.eye(len(flat)), atol=0.08)
+    power = window.numpy().astype(float)
+    power = np.mean(np.abs(np.fft.rfft(power, axis=2)) ** 2, axis=(0, 1))[1:50]  # 1 to 49 Hz
+    gain = band_pass_gain(np.arange(1, 50), quiet.band_hz, quiet.band_order)
+    np.testing.assert_allclose(power / power[9], (gain / gain[9]) ** 2, rtol=0.06)
 
 
 def test_a_window_holds_its_sample_and_a_silent_patch_is_not_in_it(plain_scene: Scene) -> None:
