@@ -39,8 +39,8 @@ def section(name: str, report: dict[str, Any]) -> str:
     lines = [
         HEADING,
         "",
-        f"On the held-out suite: {facts['heads']} `{facts['command']}`; every cell and row is in tools/bench/evaluation.csv. "
-        "Simulations by the same people who trained it; real recordings are another matter.",
+        f"On the held-out suite: {facts['heads']} `{facts['command']}`; every cell and row is in "
+        "tools/bench/evaluation.csv. Simulations by the same people who trained it; real recordings are another matter.",
         "",
     ]
     for metric, title in METRICS.items():

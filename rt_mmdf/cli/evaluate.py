@@ -194,10 +194,10 @@ def _averages(folder: Path) -> Averages:
 def _real(averages: Averages, solvers: Sequence[str], progress: Callable[[str, float], None]) -> RealSection:
     from rt_mmdf.evaluation.real import classical_solvers, image_averages, network_solver, real_figure
     from rt_mmdf.evaluation.report import RealSection
-    from rt_mmdf.evaluation.rows import ALONE_ROWS, CLASSICAL_ROWS
-    from rt_mmdf.solvers.artefact import find_model, load_artefact
+    from rt_mmdf.evaluation.rows import ALONE_ROWS, CLASSICAL_ROWS, find_network
 
-    artefacts = [load_artefact(find_model(name)) for name in solvers if name not in (*CLASSICAL_ROWS, *ALONE_ROWS)]
+    networks = [find_network(name) for name in solvers if name not in (*CLASSICAL_ROWS, *ALONE_ROWS)]
+    artefacts = [artefact for _, artefact, instant in networks if not instant]
     usable = [artefact for artefact in artefacts if artefact.head_free or artefact.n_sources == averages.head.n_sources]
     left_out = ", ".join(artefact.name for artefact in artefacts if artefact not in usable)
     rows = [*classical_solvers(), *(network_solver(artefact) for artefact in usable)]

@@ -233,9 +233,13 @@ class Lcmv(RowGroup):
 
 
 class NetworkRow(RowGroup):
-    """A trained network. One that sees windows gets the case's, cut to its length where it is shorter.
+    """A trained network. One that sees windows gets the columns up to the scored instant: live there are no later ones.
 
     Networks of one modality are shown the channels of that modality alone, whitened without the others.
+
+    Parameters
+    ----------
+    instant : whether a network that sees windows is given the sample alone: what it knows without its window
 
     Raises
     ------
@@ -243,9 +247,9 @@ class NetworkRow(RowGroup):
         It was trained for another head or other channels.
     """
 
-    def __init__(self, suite: Suite, name: str, artefact: Artefact) -> None:
+    def __init__(self, suite: Suite, name: str, artefact: Artefact, *, instant: bool = False) -> None:
         self.rows, self.with_amplitude = (name,), frozenset((name,))
-        self._n_times = artefact.n_times
+        self._n_times = 1 if instant else artefact.n_times
         self._order = _channel_order(artefact, suite)
         if not artefact.head_free:
             artefact.check_head(suite.nominal)
@@ -261,25 +265,29 @@ class NetworkRow(RowGroup):
     def images(self, cases: Cases) -> Iterator[Image]:
         moments = np.empty((len(cases), self._views[0].arrays.n_sources), dtype=np.float32)
         for number, (view, backend) in enumerate(zip(self._views, self._backends, strict=True)):
-            own = np.flatnonzero(cases.scene == number)
-            for part in (own[i : i + NETWORK_BATCH] for i in range(0, len(own), NETWORK_BATCH)):
+            for part, first, end in self._parts(cases, number):
                 sample = view.of(cases.sample[part])[:, self._order]
-                window = None if self._n_times == 1 else view.of(self._cut(cases.window[part], cases.instant[part]))
-                given = None if window is None else np.ascontiguousarray(window[:, self._order])
+                given = None
+                if self._n_times > 1:
+                    columns = [cases.window[case][:, a:b] for case, a, b in zip(part, first, end, strict=True)]
+                    given = np.ascontiguousarray(view.of(np.stack(columns))[:, self._order])
                 moments[part] = backend.image_cases(np.ascontiguousarray(sample), given)
         yield Image(self.rows[0], float("nan"), moments.T)
 
-    def _cut(self, windows: Float32, instants: NDArray[np.int64]) -> Float32:
-        """The columns up to the instant, as many as the network sees; later ones where there are not enough before."""
-        n_times = windows.shape[2]
-        if self._n_times >= n_times:
-            return windows
-        first = np.clip(instants + 1 - self._n_times, 0, n_times - self._n_times)
-        return np.stack([w[:, at : at + self._n_times] for w, at in zip(windows, first, strict=True)])
+    def _parts(self, cases: Cases, scene: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]]:
+        """Numbers of cases of a scene that see equally many columns, and the columns (first, end) of each."""
+        own = np.flatnonzero(cases.scene == scene)
+        end = cases.instant[own] + 1
+        first = np.maximum(end - self._n_times, 0)
+        for length in np.unique(end - first):
+            alike = np.flatnonzero(end - first == length)
+            for part in (alike[i : i + NETWORK_BATCH] for i in range(0, len(alike), NETWORK_BATCH)):
+                yield own[part], first[part], end[part]
 
 
 ONE_MODALITY = {"mmdf-eeg": Modality.EEG, "convdip": Modality.EEG, "mmdf-meg": Modality.MEG}
 NETWORK_BATCH = 64
+INSTANT = "-instant"  # what a row's name ends with where a network that sees windows is given the sample alone
 
 
 def _channel_order(artefact: Artefact, suite: Suite) -> NDArray[np.intp]:
@@ -359,16 +367,43 @@ def make_groups(suite: Suite, solvers: Sequence[str]) -> list[RowGroup]:
 
     Raises
     ------
-    ArtefactError
-        A network that is not there, is damaged, or does not fit the head.
+    ArtefactError, ConfigurationError
+        A network that is not there, is damaged, does not fit the head, or has no window to be without.
     """
     known = (*CLASSICAL_ROWS, *ALONE_ROWS)
     groups = classical_groups(suite, [name for name in solvers if name in known])
     for name in solvers:
         if name not in known:
-            artefact = load_artefact(find_model(name))
-            groups.append(NetworkRow(suite, artefact.name, artefact))
+            row, artefact, instant = find_network(name)
+            groups.append(NetworkRow(suite, row, artefact, instant=instant))
     return groups
+
+
+def find_network(name: str) -> tuple[str, Artefact, bool]:
+    """Name of the row, the model, and whether it is given the sample alone (``fusion-instant``).
+
+    Parameters
+    ----------
+    name : of a model, or its folder; ``-instant`` after it for a model that sees windows, without its window
+
+    Raises
+    ------
+    ArtefactError
+        There is no such model, or it is damaged.
+    ConfigurationError
+        The model sees no window that it could be without.
+    """
+    base = name.removesuffix(INSTANT)
+    if base == name or name in known_models() or Path(name).is_dir():
+        artefact = load_artefact(find_model(name))
+        return artefact.name, artefact, False
+    artefact = load_artefact(find_model(base))
+    if artefact.n_times == 1:
+        raise ConfigurationError(
+            f"evaluate: {name}: the model {artefact.name!r} sees one sample, so it has no window to be without; a model that "
+            f"sees windows is expected. Evaluate {base} instead."
+        )
+    return artefact.name + INSTANT, artefact, True
 
 
 def check_solvers(suite: Suite, solvers: Sequence[str]) -> None:
@@ -377,7 +412,7 @@ def check_solvers(suite: Suite, solvers: Sequence[str]) -> None:
     Raises
     ------
     ConfigurationError
-        No row, one twice, or two models of one name.
+        No row, one twice, two models of one name, or a model without a window that it has not.
     ArtefactError
         As `make_groups`.
     """
@@ -392,14 +427,14 @@ def check_solvers(suite: Suite, solvers: Sequence[str]) -> None:
     taken = dict.fromkeys((*CLASSICAL_ROWS, *ALONE_ROWS), "a classical row")
     for name in solvers:
         if name not in (*CLASSICAL_ROWS, *ALONE_ROWS):
-            artefact = load_artefact(find_model(name))
-            if artefact.name in taken:
+            row, artefact, _ = find_network(name)
+            if row in taken:
                 raise ConfigurationError(
                     f"evaluate: the model in {artefact.folder} calls itself {artefact.name!r}, and so does "
-                    f"{taken[artefact.name]}; rows need names of their own. Evaluate the two apart, or train one of them "
+                    f"{taken[row]}; rows need names of their own. Evaluate the two apart, or train one of them "
                     "under another name."
                 )
-            taken[artefact.name] = str(artefact.folder)
+            taken[row] = str(artefact.folder)
             _channel_order(artefact, suite)
             if not artefact.head_free:
                 artefact.check_head(suite.nominal)

@@ -29,6 +29,7 @@ BLOCK = 2_000_000  # entries of resamples that are held at once
 
 CLASSICAL = ("MNE", "dSPM", "sLORETA", "eLORETA", "LCMV")
 SEED, SEED_ALONE, FUSION = "mmdf", ("mmdf-eeg", "mmdf-meg"), "fusion"
+FUSION_INSTANT = "fusion-instant"  # the very same network without its window: no competitor of its own
 
 
 @dataclass(frozen=True)
@@ -374,9 +375,10 @@ def verdicts(results: CaseResults, *, ceilings: Sequence[str] = ()) -> tuple[Ver
     Returns
     -------
     Claims of the seed (`mmdf` against each modality alone, and its variance against all rows of its table), then those of
-    `fusion` against every other row. Tests are corrected over all cells and rows of a metric, not only those of the claim.
+    `fusion` against every other row. `fusion-instant`, the same network given the sample alone, is a competitor of neither.
+    Tests are corrected over all cells and rows of a metric, not only those of the claim.
     """
-    rows = [row for row in results.solvers if row not in ceilings]
+    rows = [row for row in results.solvers if row not in (*ceilings, FUSION_INSTANT)]
     return (*_seed_verdicts(results, rows), *_fusion_verdicts(results, rows))
 
 

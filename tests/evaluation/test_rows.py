@@ -20,6 +20,7 @@ from rt_mmdf.evaluation.rows import (
     NetworkRow,
     check_solvers,
     classical_groups,
+    make_groups,
 )
 from rt_mmdf.evaluation.suite import Cases, HeldOutScene, Suite, View
 from rt_mmdf.headmodel.head import HeadModel
@@ -210,14 +211,52 @@ def test_networks_image_every_case_as_they_do_alone(
         assert not seen[:, joint].any()
 
 
-def test_a_network_with_a_short_window_gets_the_columns_up_to_the_instant(
+@pytest.mark.parametrize(("n_times", "lengths"), [(100, [71, 20, 100]), (20, [20, 20, 20])])
+def test_a_network_sees_the_columns_up_to_the_instant_and_none_after_it(
+    n_times: int,
+    lengths: list[int],
+    suite: Suite,
+    template_head_ico3: HeadModel,
+    noise_cov: mne.Covariance,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    artefact = replace(artefact_of("fusion", suite, template_head_ico3, noise_cov, tmp_path), n_times=n_times)
+    instants = np.array([70, 19, 99])
+    windows = np.random.default_rng(2).standard_normal((3, 366, 100)).astype(np.float32)
+    cases = replace(cases_of(windows[np.arange(3), :, instants], windows), instant=instants)
+    seen: dict[int, np.ndarray] = {}
+
+    def image(self: object, samples: np.ndarray, given: np.ndarray) -> np.ndarray:
+        for sample, window in zip(samples, given, strict=True):
+            seen[int(np.argmin(np.abs(cases.sample - sample).sum(axis=1)))] = window
+        return np.zeros((len(samples), suite.space.n_sources), np.float32)
+
+    monkeypatch.setattr(rows_module.TorchBackend, "image_cases", image)
+    list(NetworkRow(suite, "mine", artefact).images(cases))
+    for case, (instant, length) in enumerate(zip(instants, lengths, strict=True)):
+        np.testing.assert_array_equal(seen[case], windows[case][:, instant + 1 - length : instant + 1])
+
+
+def test_the_future_changes_nothing_and_without_its_window_a_network_knows_the_sample_alone(
     suite: Suite, template_head_ico3: HeadModel, noise_cov: mne.Covariance, tmp_path: Path
 ) -> None:
-    artefact = replace(artefact_of("mmdf", suite, template_head_ico3, noise_cov, tmp_path), n_times=20)
-    row = NetworkRow(suite, "mine", artefact)
-    windows = np.tile(np.arange(100, dtype=np.float32), (3, 2, 1))
-    cut = row._cut(windows, np.array([70, 19, 5]))
-    np.testing.assert_array_equal(cut[:, 0, [0, -1]], [[51, 70], [0, 19], [0, 19]])
+    artefact_of("fusion", suite, template_head_ico3, noise_cov, tmp_path)
+    whole, instant = make_groups(suite, [str(tmp_path / "fusion"), str(tmp_path / "fusion-instant")])
+    assert (whole.rows, instant.rows) == (("fusion",), ("fusion-instant",))
+    windows = np.random.default_rng(2).standard_normal((2, 366, 100)).astype(np.float32)
+    windows += 3 * suite.scenes[0].scene.arrays.leadfield[None, :, [7]]
+    cases = replace(cases_of(windows[:, :, 60], windows), instant=np.array([60, 60]))
+    later, earlier = windows.copy(), windows.copy()
+    later[:, :, 61:] = 5.0
+    earlier[:, :, :60] = 5.0
+    for group, past_matters in ((whole, True), (instant, False)):
+        maps, after, before = (next(iter(group.images(replace(cases, window=w)))).maps for w in (windows, later, earlier))
+        np.testing.assert_array_equal(after, maps)
+        assert np.array_equal(before, maps) != past_matters
+    artefact_of("mmdf", suite, template_head_ico3, noise_cov, tmp_path)
+    with pytest.raises(ConfigurationError, match="no window to be without"):
+        check_solvers(suite, (str(tmp_path / "mmdf-instant"),))
 
 
 def test_a_network_for_other_channels_is_refused(

@@ -223,6 +223,14 @@ def test_verdicts_say_what_does_not_hold_and_where() -> None:
     assert of_topic(without, "lower mean le_mm than every other row").holds
 
 
+def test_fusion_without_its_window_is_no_competitor() -> None:
+    means = {"MNE": 14.0, "mmdf": 8.0, "fusion": 6.0}
+    found = verdicts(results_of(means | {"fusion-instant": 3.0}, CELLS))
+    assert of_topic(found, "lower mean le_mm than every other row").holds
+    assert of_topic(found, "at most 1 mm above").holds
+    assert not any("fusion-instant" in verdict.claim for verdict in found)
+
+
 def test_what_was_not_evaluated_is_not_judged() -> None:
     found = verdicts(results_of({"MNE": 14.0, "sLORETA": 4.0}, CELLS))
     assert {v.outcome for v in found} == {"not tested"}
