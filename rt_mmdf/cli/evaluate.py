@@ -40,7 +40,8 @@ def evaluate(
             "--solver",
             "-s",
             help="A row: MNE, dSPM, sLORETA, eLORETA, LCMV, sLORETA-eeg, sLORETA-meg, a model's name or its folder; "
-            "repeat for more. \\[default: all of these and every model at hand that fits the head]",
+            "NAME-instant for a model without its window; repeat for more. \\[default: all of these and every model at "
+            "hand that fits the head]",
         ),
     ] = None,
     suite: Annotated[SuiteName, typer.Option(help="What to evaluate on.")] = SuiteName.HELD_OUT,
@@ -110,11 +111,11 @@ def evaluate(
     from rt_mmdf.evaluation.report import describe, write_report
     from rt_mmdf.evaluation.run import evaluate as run
 
+    if keep is not None and keep.suffix != ".npz":
+        raise ConfigurationError(f"--keep {keep}: a name that ends in .npz is expected.")
     for path in (report, csv, html, keep):
         if path is not None:
             check_path(path)
-    if keep is not None and keep.suffix != ".npz":
-        raise ConfigurationError(f"--keep {keep}: a name that ends in .npz is expected.")
     plan = _plan(solver, quick, cases, seed, processes, head, noise_cov, show=html is not None)
     averages = None if real is None else _averages(real)
     command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
@@ -158,16 +159,19 @@ def _plan(
     noise_cov: Path | None,
     show: bool,
 ) -> Plan:
-    from rt_mmdf.evaluation.rows import ALONE_ROWS, CLASSICAL_ROWS
+    from rt_mmdf.evaluation.rows import default_solvers
     from rt_mmdf.evaluation.run import Plan
     from rt_mmdf.evaluation.suite import CELLS, QUICK_CELLS, SEED
-    from rt_mmdf.solvers.artefact import find_model, known_models, load_artefact
+    from rt_mmdf.headmodel.head import load_head
+    from rt_mmdf.headmodel.template import build_template
 
     if solvers:
         chosen = tuple(solvers)
-    else:  # of the models at hand those that can image with this head; who wants others names them and is told
-        fitting = [name for name in known_models() if head is None or load_artefact(find_model(name)).head_free]
-        chosen = (*CLASSICAL_ROWS, *ALONE_ROWS, *fitting)
+    else:
+        nominal = build_template() if head is None else load_head(head)
+        chosen, others = default_solvers(nominal)
+        if others:
+            OUT.print(Text(f"Trained for another head than {nominal.name}, so left out: {', '.join(others)}."))
     n_cases = cases or (QUICK_CASES if quick else 500)
     return Plan(
         solvers=chosen,

@@ -246,7 +246,7 @@ def _not_written(path: Path, error: OSError) -> SinkError:
 
 def check_path(path: Path) -> None:
     """Raise SinkError unless a file can be written there; worth knowing before a quarter of an hour of computing."""
-    there = path.is_file()
+    there = path.exists() or path.is_symlink()  # also a device, which is not ours to remove
     try:
         with path.open("ab"):
             pass

@@ -16,7 +16,7 @@ from rt_mmdf.core.channels import Modality
 from rt_mmdf.core.errors import ArtefactError, ConfigurationError
 from rt_mmdf.evaluation.suite import Cases, Suite, View
 from rt_mmdf.headmodel.cache import array_digest, cached
-from rt_mmdf.headmodel.head import RecipeValue
+from rt_mmdf.headmodel.head import HeadModel, RecipeValue
 from rt_mmdf.networks.build import build_network
 from rt_mmdf.networks.interface import ForwardArrays
 from rt_mmdf.solvers.artefact import Artefact, find_model, known_models, load_artefact
@@ -26,7 +26,7 @@ Float64 = NDArray[np.float64]
 Normalisation = Literal["MNE", "dSPM", "sLORETA"]
 
 # Amplitude SNR that is assumed, lambda^2 = 1 / snr^2; each row gets the one that suits it best in each cell
-ASSUMED_SNR = (0.3, 0.65, 1.4, 3.0, 6.5, 14.0, 30.0)
+ASSUMED_SNR = (0.05, 0.12, 0.3, 0.65, 1.4, 3.0, 6.5, 14.0, 30.0)
 LCMV_LOADINGS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # of the mean eigenvalue of a window's covariance
 ELORETA_ROUNDS, ELORETA_CHANGE = 20, 1e-6  # mne's
 
@@ -250,9 +250,7 @@ class NetworkRow(RowGroup):
     def __init__(self, suite: Suite, name: str, artefact: Artefact, *, instant: bool = False) -> None:
         self.rows, self.with_amplitude = (name,), frozenset((name,))
         self._n_times = 1 if instant else artefact.n_times
-        self._order = _channel_order(artefact, suite)
-        if not artefact.head_free:
-            artefact.check_head(suite.nominal)
+        self._order = check_fit(artefact, suite.nominal)
         network = build_network(artefact.kind, artefact.options, _reordered(suite.scenes[0].scene.arrays, self._order))
         load_weights(network, artefact.weights)
         modality = ONE_MODALITY.get(artefact.kind)
@@ -290,23 +288,46 @@ NETWORK_BATCH = 64
 INSTANT = "-instant"  # what a row's name ends with where a network that sees windows is given the sample alone
 
 
-def _channel_order(artefact: Artefact, suite: Suite) -> NDArray[np.intp]:
-    """Rows of the suite's samples in the order of the network's channels; names may differ in spaces.
+def check_fit(artefact: Artefact, head: HeadModel) -> NDArray[np.intp]:
+    """Rows of a head's channels in the order of the network's; names may differ in spaces.
 
-    Networks that are head-free take any channels, as they come.
+    Networks that are head-free take any head, and its channels as they come.
+
+    Raises
+    ------
+    ArtefactError
+        The network was trained for another head or other channels.
     """
     if artefact.head_free:
-        return np.arange(len(suite.nominal.ch_names))
-    place = {name.replace(" ", ""): i for i, name in enumerate(suite.nominal.ch_names)}
+        return np.arange(len(head.ch_names))
+    place = {name.replace(" ", ""): i for i, name in enumerate(head.ch_names)}
     wanted = [name.replace(" ", "") for name in artefact.channels.names]
     missing = [name for name in wanted if name not in place]
     if missing or len(wanted) != len(place):
         lacking = ", ".join(missing[:5]) or "none"
         raise ArtefactError(
-            f"model {artefact.name!r}: it has {len(wanted)} channels, the head model {suite.nominal.name!r} that it is "
+            f"model {artefact.name!r}: it has {len(wanted)} channels, the head model {head.name!r} that it is "
             f"evaluated on has {len(place)}; missing there: {lacking}. Give the head that it was trained for (--head)."
         )
+    artefact.check_head(head)
     return np.array([place[name] for name in wanted], dtype=np.intp)
+
+
+def default_solvers(head: HeadModel) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Rows that are evaluated where none is named, and the models at hand that do not fit the head.
+
+    All classical rows, every model that fits, and those that see windows once more without.
+    """
+    rows, others = [*CLASSICAL_ROWS, *ALONE_ROWS], []
+    for name in known_models():
+        artefact = load_artefact(find_model(name))
+        try:
+            check_fit(artefact, head)
+        except ArtefactError:
+            others.append(name)
+            continue
+        rows += [name] if artefact.n_times == 1 else [name, name + INSTANT]
+    return tuple(rows), tuple(others)
 
 
 def _reordered(arrays: ForwardArrays, order: NDArray[np.intp]) -> ForwardArrays:
@@ -400,8 +421,8 @@ def find_network(name: str) -> tuple[str, Artefact, bool]:
     artefact = load_artefact(find_model(base))
     if artefact.n_times == 1:
         raise ConfigurationError(
-            f"evaluate: {name}: the model {artefact.name!r} sees one sample, so it has no window to be without; a model that "
-            f"sees windows is expected. Evaluate {base} instead."
+            f"evaluate: {name}: the model {artefact.name!r} sees one sample, so it has no window to be without; a model "
+            f"that sees windows is expected. Evaluate {base} instead."
         )
     return artefact.name + INSTANT, artefact, True
 
@@ -435,6 +456,4 @@ def check_solvers(suite: Suite, solvers: Sequence[str]) -> None:
                     "under another name."
                 )
             taken[row] = str(artefact.folder)
-            _channel_order(artefact, suite)
-            if not artefact.head_free:
-                artefact.check_head(suite.nominal)
+            check_fit(artefact, suite.nominal)

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 
 from rt_mmdf.core.errors import ConfigurationError
-from rt_mmdf.evaluation.rows import NetworkRow, check_solvers
+from rt_mmdf.evaluation.rows import NetworkRow, check_solvers, default_solvers
 from rt_mmdf.evaluation.suite import Suite
 from rt_mmdf.headmodel.head import HeadModel
+from rt_mmdf.headmodel.whitener import whitener_and_colorer
 from rt_mmdf.networks.build import build_network
 from rt_mmdf.simulation.scenes import SceneNoise, nominal_noise_cov
 from rt_mmdf.solvers.artefact import save_artefact
+from rt_mmdf.solvers.forward_arrays import forward_arrays
 
 CELL = (10.0, 1, 10.0)
 
@@ -39,3 +41,24 @@ def test_two_models_of_one_name_are_refused(small_suite: Suite, template_head_ic
     with pytest.raises(ConfigurationError, match=r"calls itself 'sLORETA', and so does a classical row"):
         check_solvers(small_suite, (str(tmp_path / "c"),))
     check_solvers(small_suite, ("dSPM", str(tmp_path / "a")))
+
+
+def test_by_default_models_for_another_head_are_left_out_and_windows_tried_without(
+    small_suite: Suite, template_head_ico3: HeadModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    head = template_head_ico3
+    for kind, name, trained_for in (
+        ("fusion", "any-head", head.pick(head.ch_names[:200])),
+        ("mmdf", "this-head", head),
+        ("mmdf", "other-head", head.pick(head.ch_names[100:])),
+    ):
+        noise_cov = nominal_noise_cov(trained_for, SceneNoise(n_brain_sources=50), seed=3)
+        names = trained_for.ch_names
+        whitener, _ = whitener_and_colorer(trained_for.channels, names, trained_for.info, noise_cov)
+        network = build_network(kind, {}, forward_arrays(trained_for, whitener, names))
+        save_artefact(tmp_path / "models" / name, network, trained_for, noise_cov, name=name, card="")
+    rows, others = default_solvers(head)
+    assert set(rows) >= {"MNE", "sLORETA-meg", "any-head", "any-head-instant", "this-head"}
+    assert "other-head" in others
+    assert not {"this-head-instant", *others} & {*rows}

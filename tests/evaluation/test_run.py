@@ -178,3 +178,19 @@ def test_a_file_that_cannot_be_written_is_known_before(tmp_path: Path) -> None:
     assert (tmp_path / "old.json").read_text() == "kept"
     with pytest.raises(SinkError, match="cannot be written"):
         check_path(tmp_path / "no" / "new.json")
+
+
+def test_what_is_no_plain_file_stays_where_it_is(tmp_path: Path) -> None:
+    link = tmp_path / "link.json"
+    link.symlink_to(tmp_path / "not yet.json")
+    check_path(link)
+    assert link.is_symlink()
+    null = tmp_path / "null"
+    null.symlink_to(os.devnull)
+    check_path(null)
+    assert null.is_symlink()
+    unlinked = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "unlink", unlinked.append)
+        check_path(Path(os.devnull))
+    assert not unlinked
