@@ -45,8 +45,10 @@ def save_scenes(scenes: Sequence[Scene], folder: Path) -> None:
             (folder / file).write_bytes(save(own))  # not save_file: nobody else may read what that writes
             index.append({"name": scene.name, "file": file, "shared": borrowed} | _numbers(scene))
         (folder / SHARED).write_bytes(save(common))
-        # last: a folder without it holds no scenes
-        (folder / INDEX).write_text(json.dumps({"format": FORMAT, "scenes": index}, indent=1), encoding="utf-8")
+        # last, and in one step: a folder without it holds no scenes
+        part = folder / f"{INDEX}.part"
+        part.write_text(json.dumps({"format": FORMAT, "scenes": index}, indent=1), encoding="utf-8")
+        part.replace(folder / INDEX)
     except OSError as error:
         raise SinkError(
             f"scenes {folder}: cannot be written ({error}). Choose a folder that you may write to, with space left."

@@ -33,6 +33,7 @@ CTF_COIL, CTF_BASELINE_M = 5001, 0.05
 N_BRAIN_COLUMNS = 60  # directions of brain noise that keep their 1/f course; 85 to 95 % of its power
 N_CALIBRATION_SAMPLES = 4000  # of a covariance that is measured at rest
 CALIBRATION_ERROR = 0.02
+RECIPE_VERSION = 1  # of `training_scenes`: raised whenever the same seed gives other scenes than before
 DRAWS = 5  # of a head, before one whose sensors are inside the scalp is given up
 
 Progress = Callable[[str, float], None]
@@ -228,10 +229,15 @@ def compact_colour(colour: Float64, n_brain: int, n_kept: int = N_BRAIN_COLUMNS)
     return np.hstack([root, scaled[:, :n_kept]]).astype(np.float32), min(n_kept, scaled.shape[1])
 
 
-def random_noise(rng: np.random.Generator, noise_cov: mne.Covariance | None = None) -> SceneNoise:
+def random_noise(
+    rng: np.random.Generator,
+    noise_cov: mne.Covariance | None = None,
+    regularisation: RegularisationSettings | None = None,
+) -> SceneNoise:
     """Noise of random levels: the defaults of `SceneNoise` times 0.5 to 2, measured from 4000 samples.
 
-    A measured `noise_cov` holds the interference of its room already; without one, up to 30 fT of it are added.
+    A measured `noise_cov` holds the interference of its room already; without one, up to 30 fT of it are added. No random
+    number depends on `regularisation`.
     """
     low, high = np.log(LEVELS)
     eeg, mag, grad, brain = (float(value) for value in np.exp(rng.uniform(low, high, 4)))
@@ -242,6 +248,7 @@ def random_noise(rng: np.random.Generator, noise_cov: mne.Covariance | None = No
         eeg_brain_uv=2.0 * brain,
         interference_ft=interference,
         n_cov_samples=N_CALIBRATION_SAMPLES,
+        regularisation=regularisation or RegularisationSettings(),
     )
 
 
@@ -264,6 +271,7 @@ def training_scenes(
     seed: int,
     *,
     noise_cov: mne.Covariance | None = None,
+    regularisation: RegularisationSettings | None = None,
     projs: Sequence[mne.Projection] = (),
     dropout: bool = True,
     leadfield_noise: float = CALIBRATION_ERROR,
@@ -279,6 +287,7 @@ def training_scenes(
     ----------
     nominal : what the system believes in
     noise_cov : colour of the sensors' noise, see `SceneNoise`
+    regularisation : of the covariance that each system has measured; None: the defaults
     dropout : whether some scenes lack channels or a modality
     spacings : meshes of the true template heads, in turn (a truth that lies on the nominal mesh alone is too easy)
     make_head : makes true heads that are not the template, from a variation and the number of the scene (`varied_subject`)
@@ -301,7 +310,7 @@ def training_scenes(
         report(f"scene {number + 1} of {n_scenes}", number / n_scenes)
         rng = np.random.default_rng((seed, number))
         truth = nominal if number == 0 else _random_head(make, number, rng)
-        noise = random_noise(rng, noise_cov)
+        noise = random_noise(rng, noise_cov, regularisation)
         used = random_used(nominal, rng) if dropout and number > 0 else None
         mesh = truth.source_positions_mm.tobytes()
         if mesh not in cortices:

@@ -28,14 +28,14 @@ from rt_mmdf.networks.interface import SourceNetwork
 from rt_mmdf.simulation.batches import Scene
 from rt_mmdf.simulation.heads import HeadVariation, varied_subject
 from rt_mmdf.simulation.scene_files import INDEX, load_scenes, save_scenes
-from rt_mmdf.simulation.scenes import MakeHead, SceneNoise, nominal_noise_cov, training_scenes
+from rt_mmdf.simulation.scenes import RECIPE_VERSION, MakeHead, SceneNoise, nominal_noise_cov, training_scenes
 from rt_mmdf.solvers.artefact import Artefact, save_artefact
 from rt_mmdf.training.bare import OUT, SCENES, SETTINGS, VALIDATION, new_network, read_settings
 from rt_mmdf.training.card import card_text
 from rt_mmdf.training.checkpoint import HISTORY, WEIGHTS, write_whole
 from rt_mmdf.training.loop import Progress, TrainingResult, train_network
 from rt_mmdf.training.process import distributed
-from rt_mmdf.training.settings import ScenesSettings, TrainSettings
+from rt_mmdf.training.settings import ScenesSettings, TrainSettings, VariationSettings
 
 MADE_OF = "made_of.json"  # beside scenes: what they were made of
 NOISE_SEED = 0  # of the resting brain in the covariance that a model whitens with
@@ -171,10 +171,10 @@ def model_of_pack(settings: TrainSettings, folder: Path, preparing: Preparing | 
     path = folder / OUT / WEIGHTS
     try:
         with safe_open(path, framework="pt") as file:
-            made_of = json.loads((file.metadata() or {})["network"])
+            trained = json.loads((file.metadata() or {})["network"])
             weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (no mapping)
         history = json.loads((path.parent / HISTORY).read_text(encoding="utf-8"))
-        network = build_network(made_of["kind"], made_of["options"], scenes[0].arrays)
+        network = build_network(trained["kind"], trained["options"], scenes[0].arrays)
         network.load_state_dict(weights)
     except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
         raise TrainingError(
@@ -228,14 +228,17 @@ def _projections(path: Path | None) -> tuple[mne.Projection, ...]:
 def _scenes(
     settings: TrainSettings, wanted: ScenesSettings, ground: Ground, folder: Path, preparing: Preparing | None
 ) -> list[Scene]:
-    made_of = _made_of(settings, wanted, ground)
+    expected = made_of(settings, wanted, ground)
     if not (folder / INDEX).exists():
+        # before the index, which completes the folder: scenes are never there without it
+        write_whole(folder / MADE_OF, json.dumps(expected, indent=1).encode())
         save_scenes(
             training_scenes(
                 ground.head,
                 wanted.n,
                 wanted.seed,
                 noise_cov=ground.colour,
+                regularisation=settings.noise.regularisation,
                 projs=ground.projs,
                 dropout=wanted.dropout,
                 leadfield_noise=wanted.leadfield_noise,
@@ -244,11 +247,10 @@ def _scenes(
             ),
             folder,
         )
-        write_whole(folder / MADE_OF, json.dumps(made_of, indent=1).encode())
-    elif (folder / MADE_OF).exists():
-        seen = json.loads((folder / MADE_OF).read_text(encoding="utf-8"))
-        if changed := [key for key in made_of if seen.get(key) != made_of[key]]:
-            listed = ", ".join(f"{key} was {seen.get(key)!r}, is {made_of[key]!r}" for key in changed)
+    else:
+        seen = _read_made_of(folder)
+        if changed := [key for key in expected if seen.get(key) != expected[key]]:
+            listed = ", ".join(f"{key} was {seen.get(key)!r}, is {expected[key]!r}" for key in changed)
             raise ConfigurationError(
                 f"scenes in {folder} were made of something else ({listed}). Delete that folder so that they are made "
                 "anew, or choose another one."
@@ -258,13 +260,19 @@ def _scenes(
     return scenes
 
 
-def _made_of(settings: TrainSettings, wanted: ScenesSettings, ground: Ground) -> dict[str, Any]:
+def made_of(settings: TrainSettings, wanted: ScenesSettings, ground: Ground) -> dict[str, Any]:
+    """Everything that scenes depend on, as plain values; what is in made_of.json beside them.
+
+    Raises
+    ------
+    ConfigurationError
+        A file of ``[variation]`` cannot be read.
+    """
     noise = hashlib.sha256()
     if ground.colour is not None:
         noise.update(np.ascontiguousarray(ground.colour.data, dtype="<f8").tobytes())
     for proj in ground.projs:
         noise.update(np.ascontiguousarray(proj["data"]["data"], dtype="<f8").tobytes())
-    variation = settings.variation
     return {
         "n": wanted.n,
         "seed": wanted.seed,
@@ -272,8 +280,41 @@ def _made_of(settings: TrainSettings, wanted: ScenesSettings, ground: Ground) ->
         "leadfield_noise": wanted.leadfield_noise,
         "head": ground.head.fingerprint[:16],
         "noise": noise.hexdigest()[:16],
-        "variation": None if variation is None else [variation.trans.name, variation.src.name, variation.bem.name],
+        "regularisation": settings.noise.regularisation.model_dump(),
+        "variation": _digests(settings.variation),
+        "recipe": RECIPE_VERSION,
     }
+
+
+def _digests(variation: VariationSettings | None) -> dict[str, str] | None:
+    if variation is None:
+        return None
+    digests = {}
+    for key, path in (("trans", variation.trans), ("src", variation.src), ("bem", variation.bem)):
+        try:
+            with path.open("rb") as file:
+                digests[key] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        except OSError as error:
+            raise ConfigurationError(
+                f"variation.{key} {path}: cannot be read ({error.strerror}). Correct the path; it is relative to the folder "
+                "in which the command is started."
+            ) from error
+    return digests
+
+
+def _read_made_of(folder: Path) -> dict[str, Any]:
+    path = folder / MADE_OF
+    try:
+        seen = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(seen, dict):
+            raise ValueError("no table")
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"scenes in {folder}: {path.name}, which says what they were made of, cannot be read ({type(error).__name__}: "
+            f"{error}), so nobody knows whether they fit this configuration. Delete that folder so that they are made anew, "
+            "or choose another one."
+        ) from error
+    return seen
 
 
 def _make_head(settings: TrainSettings, nominal: HeadModel) -> MakeHead | None:

@@ -237,6 +237,24 @@ def test_a_scene_depends_on_the_seed_and_its_number_alone(small_head: HeadModel)
     assert many[1].neighbours is many[0].neighbours
 
 
+def test_regularisation_reaches_every_scene_and_changes_no_random_number(small_head: HeadModel) -> None:
+    def made(regularisation: RegularisationSettings | None) -> list[Scene]:
+        return training_scenes(
+            small_head, 2, 8, regularisation=regularisation, make_head=lambda variation, number: small_head
+        )
+
+    plain, default, exact = made(None), made(RegularisationSettings()), made(EXACT)
+    for one, same, other in zip(plain, default, exact, strict=True):
+        for key, array in all_arrays(one).items():
+            np.testing.assert_array_equal(array, all_arrays(same)[key])
+        assert np.abs(one.gain - other.gain).max() > 0
+        np.testing.assert_array_equal(one.arrays.used, other.arrays.used)
+        # without loading the whitened noise is as strong as the covariance from 4000 samples says: of unit variance
+        loaded, bare = (np.mean(np.sum(scene.colour[scene.arrays.used] ** 2, axis=1)) for scene in (one, other))
+        assert loaded < bare
+        assert bare == pytest.approx(other.arrays.rank / other.arrays.used.sum(), rel=0.1)
+
+
 def test_a_head_that_cannot_be_is_drawn_again(small_head: HeadModel) -> None:
     drawn: list[HeadVariation] = []
 

@@ -20,13 +20,14 @@ from rt_mmdf.core.settings import validate_settings
 from rt_mmdf.headmodel.head import HeadModel
 from rt_mmdf.headmodel.whitener import make_whitener
 from rt_mmdf.networks.build import build_network
+from rt_mmdf.simulation.batches import Scene
 from rt_mmdf.simulation.scene_files import load_scenes, save_scenes
 from rt_mmdf.simulation.scenes import SceneNoise, make_scene, nominal_noise_cov, true_cortex
 from rt_mmdf.solvers.artefact import load_artefact
 from rt_mmdf.solvers.forward_arrays import forward_arrays
 from rt_mmdf.training.checkpoint import CHECKPOINT
 from rt_mmdf.training.pack import modules_needed, pack
-from rt_mmdf.training.run import lay_ground, make_all_scenes, model_of_pack, train
+from rt_mmdf.training.run import MADE_OF, Ground, lay_ground, made_of, make_all_scenes, model_of_pack, train
 from rt_mmdf.training.settings import TrainSettings
 
 # What a bare machine lacks: importing any of it raises there.
@@ -49,6 +50,12 @@ def shared_scenes(template_head_ico3: HeadModel, tmp_path_factory: pytest.TempPa
     for name, seed in (("scenes", 1), ("validation", 2)):
         head = template_head_ico3
         save_scenes([make_scene(head, head, SceneNoise(), seed=seed, cortex=cortex, name=name)], folder / name)
+    settings = settings_of(
+        {"version": 1, "head": {"spacing": "ico3"}, "scenes": {"n": 1}, "validation": {"n": 1, "seed": 2}}
+    )
+    ground = lay_ground(settings)
+    for name, section in (("scenes", settings.scenes), ("validation", settings.validation)):
+        (folder / name / MADE_OF).write_text(json.dumps(made_of(settings, section, ground)))
     return folder
 
 
@@ -153,14 +160,69 @@ def test_scenes_of_other_settings_or_of_another_head_are_not_taken(
     ground = lay_ground(settings)
     folder = tmp_path / "kept"
     save_scenes(load_scenes(shared_scenes / "scenes"), folder)
-    (folder / "made_of.json").write_text(json.dumps({"n": 5, "seed": 1}))
     kept = content | {"scenes": {"n": 1, "seed": 1, "folder": str(folder)}}
+    with pytest.raises(ConfigurationError, match=r"made_of.json, which says what they were made of, cannot be read"):
+        make_all_scenes(settings_of(kept), ground)
+    (folder / MADE_OF).write_text("[]")
+    with pytest.raises(ConfigurationError, match=r"nobody knows whether they fit this configuration. Delete that folder"):
+        make_all_scenes(settings_of(kept), ground)
+    right = made_of(settings, settings.scenes, ground)
+    (folder / MADE_OF).write_text(json.dumps(right))
+    assert len(make_all_scenes(settings_of(kept), ground)[0]) == 1
+    loaded = kept | {"noise": {"regularisation": {"eeg": 0.2}}}
+    with pytest.raises(ConfigurationError, match=r"\(regularisation was .*'eeg': 0.1.*, is .*'eeg': 0.2"):
+        make_all_scenes(settings_of(loaded), ground)
+    (folder / MADE_OF).write_text(json.dumps(right | {"recipe": 0}))
+    with pytest.raises(ConfigurationError, match=r"\(recipe was 0, is \d+\). Delete that folder"):
+        make_all_scenes(settings_of(kept), ground)
+    (folder / MADE_OF).write_text(json.dumps({"n": 5, "seed": 1}))
     with pytest.raises(ConfigurationError, match=r"made of something else \(n was 5, is 1"):
         make_all_scenes(settings_of(kept), ground)
     other = HeadModel("other", "template", ground.head.forward, ground.head.info, ground.head.hemispheres, {})
     small = other.pick(ground.head.ch_names[:40])
+    ground_of_other = Ground(small, ground.noise_cov, None, ())
+    with pytest.raises(ConfigurationError, match=r"made of something else \(head was '\w+', is '\w+'\)"):
+        make_all_scenes(settings, ground_of_other)
+    (folder / MADE_OF).write_text(json.dumps(made_of(settings, settings.scenes, ground_of_other)))  # it lies
     with pytest.raises(HeadModelError, match=r"of a head of 366 channels and 1284 sources; head model 'other' has 40"):
-        make_all_scenes(settings, type(ground)(small, ground.noise_cov, None, ()))
+        make_all_scenes(settings_of(kept), ground_of_other)
+
+
+def test_scenes_know_the_files_of_a_varied_head_by_their_content(content: dict[str, Any], tmp_path: Path) -> None:
+    files = {key: tmp_path / f"{key}.fif" for key in ("trans", "src", "bem")}
+    for path in files.values():
+        path.write_text("one")
+    settings = settings_of(content | {"variation": {key: str(path) for key, path in files.items()}})
+    ground = lay_ground(settings)
+    before = made_of(settings, settings.scenes, ground)
+    assert made_of(settings, settings.scenes, ground) == before
+    files["bem"].write_text("another of the same name")
+    changed = made_of(settings, settings.scenes, ground)
+    assert [key for key in before["variation"] if before["variation"][key] != changed["variation"][key]] == ["bem"]
+    files["src"].unlink()
+    with pytest.raises(ConfigurationError, match=r"variation.src .*src.fif: cannot be read"):
+        made_of(settings, settings.scenes, ground)
+
+
+def test_what_scenes_are_made_of_is_written_before_them(
+    content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def interrupted(*_: object, **wanted: Any) -> list[Scene]:
+        asked.update(wanted)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rt_mmdf.training.run.training_scenes", interrupted)
+    folder = tmp_path / "new"
+    new = content | {"scenes": {"n": 1, "folder": str(folder)}, "noise": {"regularisation": {"mag": 0.3}}}
+    settings = settings_of(new)
+    ground = lay_ground(settings)
+    with pytest.raises(KeyboardInterrupt):
+        make_all_scenes(settings, ground)
+    assert asked["regularisation"] == settings.noise.regularisation
+    assert json.loads((folder / MADE_OF).read_text()) == made_of(settings, settings.scenes, ground)
+    assert [path.name for path in folder.iterdir()] == [MADE_OF]  # no index: they will be made anew
 
 
 def test_the_command_trains_goes_on_and_refuses_to_overwrite(content: dict[str, Any], tmp_path: Path) -> None:
