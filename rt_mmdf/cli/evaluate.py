@@ -85,8 +85,9 @@ def evaluate(
 ) -> None:
     """How well solvers localise, on heads and noise that no training has seen.
 
-    Every row images the same cases: patches of 0 to 30 mm, one to three at a time, -5 to 20 dB. The first run computes the
-    held-out heads and keeps them (some minutes).
+    Every row images the same cases: patches of 0 to 30 mm, one to three at a time, -5 to 20 dB at the scored instant (the
+    mean over the window of a second is mostly several dB lower). The first run computes the held-out heads and keeps them
+    (some minutes).
 
     Examples:
 

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from rt_mmdf.evaluation.figure import ShownCase, comparison_figure, metric_figur
 from rt_mmdf.evaluation.real import RealMap, concentration_verdict
 from rt_mmdf.evaluation.report import RealSection, Report
 from rt_mmdf.evaluation.results import CaseResults, Cell
+from rt_mmdf.evaluation.rows import SETTINGS
 from rt_mmdf.evaluation.run import SETTING, Evaluation
 from rt_mmdf.evaluation.statistics import (
     FUSION,
@@ -175,6 +177,7 @@ def facts(evaluation: Evaluation, command: str) -> dict[str, str]:
     return {
         "command": command,
         "heads": evaluation.suite_description,
+        "SNR": "at the scored instant",
         "cells": str(len(plan.cells)),
         "cases in each cell": f"{plan.n_cases} ({min(plan.n_transported, plan.n_cases)} with earth mover's distance)",
         "seed": str(plan.seed),
@@ -256,6 +259,22 @@ def check_path(path: Path) -> None:
         raise _not_written(path, error) from error
 
 
+def _edges(results: CaseResults) -> str:
+    """Where a chosen setting lies at an end of its grid, so that a better one may lie beyond: one sentence."""
+    at: dict[str, list[Cell]] = {}
+    for row, (number, cell) in product(results.solvers, enumerate(results.cells)):
+        grid = SETTINGS.get(row)
+        # scores are kept in single precision
+        if grid is not None and np.isclose(results.of(SETTING, row, number)[:1], [grid[0], grid[-1]]).any():
+            at.setdefault(row, []).append(cell)
+    if not at:
+        return "None of them lies at an end of the settings that were tried."
+    some = {row: [cell_name(cell) for cell in cells[:3]] + ["..."] * (len(cells) > 3) for row, cells in at.items()}
+    n_cells = len(results.cells)
+    said = ", ".join(f"{row} in {len(cells)} of {n_cells} ({'; '.join(some[row])})" for row, cells in at.items())
+    return f"At an end of the settings that were tried, so that a better one may lie beyond, in cells: {said}."
+
+
 def report_of(
     evaluation: Evaluation,
     found: Summaries,
@@ -285,8 +304,15 @@ def report_of(
         f"{row['solver']} {row['ratio']:.1%}" for row in noise_rows(evaluation) if isinstance(row["ratio"], float)
     )
     notes = [
-        "Classical rows are shown at the strength of regularisation that gives the lowest mean error in each cell, found on "
-        "the cell's own cases. dSPM, sLORETA and LCMV (unit noise gain) have no amplitude.",
+        "Classical rows are shown at the strength of regularisation that gives the lowest mean localisation error in each "
+        "cell, found on the cell's own cases, and at that one in all metrics: another one may suit another metric better. "
+        f"{_edges(evaluation.results)} dSPM, sLORETA and LCMV (unit noise gain) have no amplitude.",
+        "SNR is that of the scored instant: 10 log10 of the whitened power of the true field over the rank of the data. "
+        "Sources swell and fade, so the mean over the window of 1 s is mostly several dB lower.",
+        "Networks that see windows see the columns up to the scored instant; LCMV has the covariance of the whole window. "
+        "A row that ends in -instant is the same network given the sample alone, and no competitor.",
+        "Tests take the cases as independent. They come from few heads (see heads above), so p values speak of these heads, "
+        "not of all that there are.",
     ]
     if noise:
         notes.append(f"Noise alone, 95th percentile of the peak over the median peak at 10 dB: {noise}.")

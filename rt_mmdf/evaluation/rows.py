@@ -355,6 +355,7 @@ def _in_turn(parts: Sequence[Float32], cases: Cases) -> Float32:
 
 CLASSICAL_ROWS = ("MNE", "dSPM", "sLORETA", "eLORETA", "LCMV")
 ALONE_ROWS = {"sLORETA-eeg": Modality.EEG, "sLORETA-meg": Modality.MEG}
+SETTINGS = {row: LCMV_LOADINGS if row == "LCMV" else ASSUMED_SNR for row in (*CLASSICAL_ROWS, *ALONE_ROWS)}
 
 
 def classical_groups(suite: Suite, names: Collection[str]) -> list[RowGroup]:

@@ -1,8 +1,12 @@
-"""The held-out suite: cases whose head, mesh, noise and seeds no training has seen.
+"""The held-out suite: cases whose head, true vertices, noise and seeds no training has seen.
 
-Truth lives on the vertices of fsaverage's ico-5 mesh that are no sources of the nominal head, under a finer BEM, other
+Training on the template has its truth on fsaverage's ico-4 mesh alone (`rt_mmdf.simulation.scenes.training_scenes`), whose
+vertices are the nominal sources. Truth here lies on the ico-5 vertices that are not ico-4 vertices, under a finer BEM, other
 conductivities, electrodes put on anew and another place in the helmet; the solvers get the nominal head and the noise
 covariance that was measured at rest.
+
+The SNR of a cell is that of the scored instant: 10 log10 of the whitened power of the true field over the rank. Sources
+swell and fade, so the mean over a window is mostly several dB lower.
 """
 
 from __future__ import annotations
@@ -223,8 +227,9 @@ def held_out_suite(head: Path | None = None, noise_cov: Path | None = None, prog
         _save(_held_out(nominal, truths, noises, 0.0 if varied else LEADFIELD_ERROR, report), _depth(nominal), folder)
 
     described = (
-        f"{len(VARIATIONS)} template heads: ico-5 mesh without the nominal sources, BEM of ico-{BEM_ICO}, conductivities "
-        f"{' and '.join(str(c) for c in BETWEEN)} S/m, electrodes 6 mm and helmet 3.5 mm / 2.5 degrees off"
+        f"{len(VARIATIONS)} template heads: truth on ico-5 vertices that are no ico-4 vertices (training has the latter "
+        f"alone), BEM of ico-{BEM_ICO}, conductivities {' and '.join(str(c) for c in BETWEEN)} S/m, electrodes 6 mm and "
+        "helmet 3.5 mm / 2.5 degrees off"
         if varied
         else f"the subject's own leadfield and mesh, gains {LEADFIELD_ERROR:.0%} off: easier than other heads"
     )

@@ -15,6 +15,7 @@ from rt_mmdf.core.errors import SinkError, SolverError, WorkerFailed
 from rt_mmdf.evaluation import run as run_module
 from rt_mmdf.evaluation.outcome import (
     COLUMNS,
+    _edges,
     all_summaries,
     all_verdicts,
     check_path,
@@ -26,7 +27,8 @@ from rt_mmdf.evaluation.outcome import (
     write_csv,
     write_json,
 )
-from rt_mmdf.evaluation.rows import Image, RowGroup
+from rt_mmdf.evaluation.results import CaseResults
+from rt_mmdf.evaluation.rows import SETTINGS, Image, RowGroup
 from rt_mmdf.evaluation.run import PEAK, SETTING, Evaluation, Plan, evaluate
 from rt_mmdf.evaluation.suite import Cases, Suite
 
@@ -127,6 +129,20 @@ def test_rows_for_programs(evaluation: Evaluation, tmp_path: Path) -> None:
     report = report_of(evaluation, found, judged, tests, "a command").html()
     assert "held-out" in report
     assert "One case of some cells" in report
+    assert "None of them lies at an end" in report
+    assert "SNR is that of the scored instant" in report
+
+
+def test_settings_at_an_end_of_their_grid_are_told() -> None:
+    def told(setting: float, row: str) -> str:
+        values = np.full((1, 4), setting, np.float32)
+        return _edges(CaseResults((row,), CELLS, np.array([0, 0, 1, 1]), {SETTING: values}))
+
+    for row, grid in SETTINGS.items():
+        assert f"{row} in 2 of 2 (0 mm, 1 source, 10 dB; 15 mm" in told(grid[0], row)
+        assert f"{row} in 2 of 2 (" in told(grid[-1], row)
+        assert all(told(setting, row).startswith("None") for setting in grid[1:-1])
+    assert told(float("nan"), "fusion").startswith("None")
 
 
 def test_values_that_are_not_finite_end_the_run(known: None, monkeypatch: pytest.MonkeyPatch) -> None:
