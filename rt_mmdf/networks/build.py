@@ -15,6 +15,8 @@ _NETWORKS: dict[str, type[SourceNetwork]] = {
     network.kind: network for network in (MmdfNetwork, MmdfEegNetwork, MmdfMegNetwork, ConvDipNetwork, FusionNetwork)
 }
 NETWORK_KINDS = tuple(_NETWORKS)
+LEAST = {("fusion", "width"): 2, ("fusion", "k"): 2}
+MULTIPLES = {("fusion", "width"): 2}  # its attention has two heads
 
 
 def build_network(kind: str, options: Mapping[str, Option], arrays: ForwardArrays) -> SourceNetwork:
@@ -34,12 +36,15 @@ def build_network(kind: str, options: Mapping[str, Option], arrays: ForwardArray
     check_options(kind, options)
     try:
         return _NETWORKS[kind].from_arrays(arrays, **options)
-    except ValueError as error:
-        raise ConfigurationError(str(error)) from error
+    except (ValueError, RuntimeError) as error:  # the second is torch's, for sizes that cannot be
+        shown = ", ".join(f"{name} = {value!r}" for name, value in options.items()) or "the defaults"
+        said = str(error).partition("\n")[0]
+        text = said if isinstance(error, ValueError) else f"network {kind}: cannot be made of {shown} ({said})."
+        raise ConfigurationError(text) from error
 
 
 def check_options(kind: str, options: Mapping[str, Option]) -> None:
-    """Raise ConfigurationError unless `kind` is known and all options are, and have the types of their defaults."""
+    """Raise ConfigurationError unless `kind` is known and all options are, with values that can be."""
     if kind not in _NETWORKS:
         raise ConfigurationError(f"network {kind!r} seen; expected one of {', '.join(NETWORK_KINDS)}.")
     defaults = default_options(kind)
@@ -52,6 +57,15 @@ def check_options(kind: str, options: Mapping[str, Option]) -> None:
             raise ConfigurationError(
                 f"network {kind}: option {name} = {value!r} seen; a value of type {expected.__name__} is expected."
             )
+        if expected is int:
+            # a default of 0 is a size that the network finds itself
+            least = min(int(defaults[name]), LEAST.get((kind, name), 1))
+            multiple = MULTIPLES.get((kind, name), 1)
+            if int(value) < least or int(value) % multiple:
+                of = f", a multiple of {multiple}," if multiple > 1 else ""
+                raise ConfigurationError(
+                    f"network {kind}: option {name} = {value!r} seen; a whole number{of} of at least {least} is expected."
+                )
 
 
 def default_options(kind: str) -> dict[str, Option]:

@@ -81,11 +81,27 @@ class BatchSettings:
     modality_dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        least, most = self.n_sources
-        if not 1 <= least <= most:
-            raise ValueError(f"n_sources = {self.n_sources}: two rising numbers from 1 are expected")
-        if self.size < 1 or min(self.lengths) < 1 or not self.radii_mm or min(self.radii_mm) < 0:
-            raise ValueError("size and n_times of at least 1 and radii of at least 0 mm are expected")
+        def expect(there: bool, name: str, expected: str) -> None:
+            if not there:
+                raise ValueError(f"{name} = {getattr(self, name)}: {expected} expected")
+
+        def rising(pair: tuple[float, float], low: float, high: float = math.inf) -> bool:
+            return all(map(math.isfinite, pair)) and low <= pair[0] <= pair[1] <= high
+
+        expect(self.size >= 1, "size", "at least 1 is")
+        expect(bool(self.lengths) and min(self.lengths, default=0) >= 1, "n_times", "one length or several, from 1, are")
+        radii_fit = bool(self.radii_mm) and all(math.isfinite(radius) and radius >= 0 for radius in self.radii_mm)
+        expect(radii_fit, "radii_mm", "at least one radius, none below 0 mm, is")
+        expect(rising(self.n_sources, 1), "n_sources", "two rising numbers from 1 are")
+        expect(rising(self.snr_db, -math.inf), "snr_db", "two rising numbers are")
+        expect(rising(self.instant, 0, 1), "instant", "two rising shares from 0 to 1 are")
+        for name in ("least_ratio", "smooth_share", "silent_share", "channel_dropout", "modality_dropout"):
+            expect(0 <= getattr(self, name) <= 1, name, "a share from 0 to 1 is")
+        expect(0 <= self.separation_mm < math.inf, "separation_mm", "0 mm or more is")
+        expect(0 < self.sfreq < math.inf, "sfreq", "a rate above 0 Hz is")
+        band = self.band_hz
+        expect(band is None or (rising(band, 0) and 0 < band[0] < band[1]), "band_hz", "two rising edges above 0 Hz are")
+        expect(self.band_order >= 1, "band_order", "at least 1 is")
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -109,10 +125,11 @@ class BatchGenerator:
             raise ValueError("batches need at least one scene")
         for scene in scenes:
             reach = scene.distance_mm[np.isfinite(scene.distance_mm)].max(initial=0.0)
-            if max(settings.radii_mm) > 0 and reach < 0.5 * max(settings.radii_mm):
+            # the farthest neighbour lies a little within the reach for which they were looked up
+            if max(settings.radii_mm) > 0 and reach < 0.95 * max(settings.radii_mm):
                 raise ValueError(
-                    f"scene {scene.name!r}: neighbours reach {reach:.0f} mm; patches of {max(settings.radii_mm):g} mm "
-                    "need more"
+                    f"scene {scene.name!r}: neighbours reach {reach:.0f} mm; radii_mm goes up to "
+                    f"{max(settings.radii_mm):g} mm, at most that reach is expected"
                 )
         self.settings = settings
         self.seed = seed

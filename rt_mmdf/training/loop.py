@@ -93,8 +93,13 @@ class LoopSettings:
         for name in ("weight_decay", "warmup_steps", "clip_norm", "patience", "seed", "validation_seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} = {getattr(self, name)}: 0 or more is expected")
-        if not self.learning_rate > 0 or not 0 <= self.ema_decay < 1:
-            raise ValueError("learning_rate above 0 and ema_decay from 0 to less than 1 are expected")
+        for name in ("learning_rate", "weight_decay", "clip_norm"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{name} = {getattr(self, name)}: a finite number is expected")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate = {self.learning_rate}: more than 0 is expected")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay = {self.ema_decay}: from 0 to less than 1 is expected")
         if self.optimiser not in OPTIMISERS:
             raise ValueError(f"optimiser = {self.optimiser!r}: one of {', '.join(OPTIMISERS)} is expected")
         if self.schedule not in SCHEDULES:

@@ -28,7 +28,14 @@ from rt_mmdf.networks.interface import SourceNetwork
 from rt_mmdf.simulation.batches import Scene
 from rt_mmdf.simulation.heads import HeadVariation, varied_subject
 from rt_mmdf.simulation.scene_files import INDEX, load_scenes, save_scenes
-from rt_mmdf.simulation.scenes import RECIPE_VERSION, MakeHead, SceneNoise, nominal_noise_cov, training_scenes
+from rt_mmdf.simulation.scenes import (
+    REACH_MM,
+    RECIPE_VERSION,
+    MakeHead,
+    SceneNoise,
+    nominal_noise_cov,
+    training_scenes,
+)
 from rt_mmdf.solvers.artefact import Artefact, save_artefact
 from rt_mmdf.training.bare import OUT, SCENES, SETTINGS, VALIDATION, new_network, read_settings
 from rt_mmdf.training.card import card_text
@@ -128,6 +135,11 @@ def make_all_scenes(
     settings: TrainSettings, ground: Ground, preparing: Preparing | None = None
 ) -> tuple[list[Scene], list[Scene]]:
     """Scenes to train and to validate on: read where they are kept, else made and kept there."""
+    if max(settings.batches.radii_mm) > REACH_MM:
+        raise ConfigurationError(
+            f"batches.radii_mm goes up to {max(settings.batches.radii_mm):g} mm; the neighbours that scenes hold reach "
+            f"{REACH_MM:g} mm. Leave out larger radii."
+        )
     sections = ((settings.scenes, SCENES), (settings.validation, VALIDATION))
     training, validation = (
         _scenes(settings, wanted, ground, wanted.folder or settings.out_folder / name, preparing)

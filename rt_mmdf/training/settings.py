@@ -115,7 +115,7 @@ class TrainSettings(Settings):
     @field_validator("version", mode="before")
     @classmethod
     def _of_today(cls, version: Any) -> Any:
-        if version != VERSION:
+        if version != VERSION or isinstance(version, bool):  # True == 1
             raise ValueError(
                 f"rt_mmdf {rt_mmdf.__version__} reads configurations of version {VERSION}. Write this one anew after one of "
                 "configs/train_*.toml, or use the rt_mmdf that it was made for"

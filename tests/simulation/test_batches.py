@@ -175,16 +175,50 @@ def test_dropped_channels_are_zero_and_as_many_as_set(plain_scene: Scene) -> Non
     assert gone[~lost].mean(axis=1).max() < 0.45
 
 
-def test_what_the_settings_cannot_be_is_refused(plain_scene: Scene) -> None:
-    with pytest.raises(ValueError, match="n_sources"):
-        BatchSettings(n_sources=(2, 1))
-    with pytest.raises(ValueError, match="size"):
-        BatchSettings(size=0)
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"size": 0}, r"size = 0: at least 1 is expected"),
+        ({"n_sources": (2, 1)}, r"n_sources = \(2, 1\): two rising numbers from 1"),
+        ({"n_sources": (0, 1)}, r"n_sources = \(0, 1\)"),
+        ({"radii_mm": ()}, r"radii_mm = \(\): at least one radius"),
+        ({"radii_mm": (5.0, -1.0)}, r"radii_mm = \(5.0, -1.0\)"),
+        ({"radii_mm": (np.inf,)}, r"radii_mm = \(inf,\)"),
+        ({"snr_db": (5.0, 0.0)}, r"snr_db = \(5.0, 0.0\): two rising numbers"),
+        ({"snr_db": (0.0, np.nan)}, r"snr_db = \(0.0, nan\)"),
+        ({"snr_db": (-np.inf, 0.0)}, r"snr_db = \(-inf, 0.0\)"),
+        ({"n_times": ()}, r"n_times = \(\): one length or several"),
+        ({"n_times": (25, 0)}, r"n_times = \(25, 0\)"),
+        ({"sfreq": 0.0}, r"sfreq = 0.0: a rate above 0 Hz"),
+        ({"instant": (0.9, 0.5)}, r"instant = \(0.9, 0.5\): two rising shares"),
+        ({"instant": (0.5, 1.5)}, r"instant = \(0.5, 1.5\)"),
+        ({"least_ratio": 1.5}, r"least_ratio = 1.5: a share from 0 to 1"),
+        ({"silent_share": np.nan}, r"silent_share = nan"),
+        ({"modality_dropout": -0.1}, r"modality_dropout = -0.1"),
+        ({"channel_dropout": 2}, r"channel_dropout = 2"),
+        ({"smooth_share": 7}, r"smooth_share = 7"),
+        ({"separation_mm": np.inf}, r"separation_mm = inf: 0 mm or more"),
+        ({"band_hz": (40.0, 1.0)}, r"band_hz = \(40.0, 1.0\): two rising edges"),
+        ({"band_hz": (0.0, 40.0)}, r"band_hz = \(0.0, 40.0\)"),
+        ({"band_order": 0}, r"band_order = 0: at least 1"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_settings_that_cannot_be_are_named(wrong: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        BatchSettings(**wrong)  # type: ignore[arg-type]
+
+
+def test_what_the_scenes_cannot_give_is_refused(plain_scene: Scene) -> None:
     with pytest.raises(ValueError, match="at least one scene"):
         BatchGenerator([], SMALL, seed=1)
     short = replace(plain_scene, neighbours=plain_scene.neighbours[:, :1], distance_mm=plain_scene.distance_mm[:, :1])
     with pytest.raises(ValueError, match="neighbours reach 0 mm"):
         BatchGenerator([short], SMALL, seed=1)
+    # looked up to 32 mm: a patch of 40 mm would be cut at its edge
+    BatchGenerator([plain_scene], replace(SMALL, radii_mm=(32.0,)), seed=1)
+    with pytest.raises(ValueError, match=r"neighbours reach 32 mm; radii_mm goes up to 40 mm"):
+        BatchGenerator([plain_scene], replace(SMALL, radii_mm=(40.0,)), seed=1)
 
 
 def test_batches_come_back_from_disk(plain_scene: Scene, tmp_path: Path) -> None:

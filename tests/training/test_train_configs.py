@@ -16,7 +16,6 @@ from rt_mmdf.training.settings import TrainSettings
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted(CONFIGS.glob("train_*.toml"))
-OTHERS = {"size": 500, "learning_rate": 3e-4, "schedule": "cosine"}  # said not to stand with their default
 
 
 def with_comments(path: Path) -> dict[str, Any]:
@@ -38,11 +37,14 @@ def test_there_is_one_for_each_network_that_ships() -> None:
 def test_the_commented_example_has_the_defaults_it_claims() -> None:
     path = CONFIGS / "train_mmdf.toml"
     written, plain = load_settings(path, TrainSettings), TrainSettings(version=1, name="mmdf")
-    content = tomllib.loads(path.read_text(encoding="utf-8"))
+    text = path.read_text(encoding="utf-8")
+    content = tomllib.loads(text)
+    others = set(re.findall(r"^(\w+) = .*# not the default", text, flags=re.MULTILINE))
+    assert others
     for section in ("batches", "loop", "scenes", "validation", "head"):
         for key in content[section]:
-            expected = OTHERS.get(key, getattr(getattr(plain, section), key))
-            assert getattr(getattr(written, section), key) == expected, f"{section}.{key}"
+            is_default = getattr(getattr(written, section), key) == getattr(getattr(plain, section), key)
+            assert is_default == (key not in others), f"{section}.{key}"
     assert written.network.options == {"loss": "relative"}
     options = with_comments(path)["network"]["options"]
     assert options.keys() == default_options("mmdf").keys()
@@ -56,10 +58,17 @@ def wrong(change: dict[str, Any], message: str) -> Any:
     ("change", "message"),
     [
         wrong({"version": 2}, r"version: rt_mmdf .* reads configurations of version 1.*\(seen: 2\)"),
+        wrong({"version": True}, r"version: rt_mmdf .* reads configurations of version 1.*\(seen: True\)"),
+        wrong({"version": 1.5}, r"version: .*\(seen: 1.5\)"),
         wrong({"nam": "x"}, r"nam: unknown key. Known here: batches, "),
         wrong({"loop": {"step": 3}}, r"loop.step: unknown key. Known here: .*steps"),
         wrong({"loop": {"steps": 0}}, r"loop: steps = 0: at least 1 is expected"),
         wrong({"loop": {"learning_rate": "fast"}}, r"loop.learning_rate: .*valid number.*\(seen: 'fast'\)"),
+        wrong({"loop": {"learning_rate": float("inf")}}, r"loop: learning_rate = inf: a finite number"),
+        wrong({"loop": {"learning_rate": 0.0}}, r"loop: learning_rate = 0.0: more than 0 is expected"),
+        wrong({"loop": {"clip_norm": float("nan")}}, r"loop: clip_norm = nan: a finite number"),
+        wrong({"batches": {"snr_db": [3.0, 1.0]}}, r"batches: snr_db = \(3.0, 1.0\): two rising numbers"),
+        wrong({"network": {"kind": "fusion", "options": {"width": 7}}}, r"option width = 7 seen; .*multiple of 2"),
         wrong({"batches": {"sise": 3}}, r"batches.sise: unknown key. Known here: .*size"),
         wrong({"batches": {"n_sources": [3, 1]}}, r"batches: n_sources = \(3, 1\): two rising numbers"),
         wrong({"network": {"kind": "mmmdf"}}, r"network.kind: one of mmdf, mmdf-eeg"),

@@ -166,6 +166,9 @@ def test_scenes_of_other_settings_or_of_another_head_are_not_taken(
     (folder / MADE_OF).write_text("[]")
     with pytest.raises(ConfigurationError, match=r"nobody knows whether they fit this configuration. Delete that folder"):
         make_all_scenes(settings_of(kept), ground)
+    wide = content | {"batches": {"radii_mm": [10.0, 45.0]}}
+    with pytest.raises(ConfigurationError, match=r"radii_mm goes up to 45 mm; the neighbours that scenes hold reach 32 mm"):
+        make_all_scenes(settings_of(wide), ground)
     right = made_of(settings, settings.scenes, ground)
     (folder / MADE_OF).write_text(json.dumps(right))
     assert len(make_all_scenes(settings_of(kept), ground)[0]) == 1
