@@ -312,7 +312,7 @@ def report_of(
         "Networks that see windows see the columns up to the scored instant; LCMV has the covariance of the whole window. "
         "A row that ends in -instant is the same network given the sample alone, and no competitor.",
         "Tests take the cases as independent. They come from few heads (see heads above), so p values speak of these heads, "
-        "not of all that there are.",
+        "not of all that there are; what was to be shown tells in how many of them the mean error is lower.",
     ]
     if noise:
         notes.append(f"Noise alone, 95th percentile of the peak over the median peak at 10 dB: {noise}.")

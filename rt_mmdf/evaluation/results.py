@@ -25,17 +25,21 @@ class CaseResults:
     cells : (radius_mm, n_sources, snr_db) of each cell of the suite
     cell_of_case : (n_cases,) int64, index into `cells`
     values : metric to (n_solvers, n_cases) float32, NaN where a metric was not computed or is not defined
+    head_of_case : (n_cases,) int64, number of the true head that a case comes from; None where that is not known
     """
 
     solvers: tuple[str, ...]
     cells: tuple[Cell, ...]
     cell_of_case: NDArray[np.int64]
     values: Mapping[str, NDArray[np.float32]]
+    head_of_case: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         shape = (len(self.solvers), len(self.cell_of_case))
         if wrong := {name: array.shape for name, array in self.values.items() if array.shape != shape}:
             raise ValueError(f"values of shape {wrong} seen; (solvers, cases) = {shape} expected")
+        if self.head_of_case is not None and len(self.head_of_case) != len(self.cell_of_case):
+            raise ValueError(f"heads of {len(self.head_of_case)} cases seen; there are {len(self.cell_of_case)}")
         if len(self.cell_of_case) and not 0 <= self.cell_of_case.min() <= self.cell_of_case.max() < len(self.cells):
             raise ValueError(f"cells up to {self.cell_of_case.max()} seen; there are {len(self.cells)}")
 
@@ -57,7 +61,9 @@ class CaseResults:
     def save(self, path: Path) -> None:
         """Write one ``.npz`` file; SinkError if that is not possible."""
         described = {"format": FORMAT, "solvers": self.solvers, "cells": self.cells, "metrics": tuple(self.values)}
-        arrays = {f"values_{i}": array for i, array in enumerate(self.values.values())}
+        arrays: dict[str, NDArray[np.generic]] = {f"values_{i}": array for i, array in enumerate(self.values.values())}
+        if self.head_of_case is not None:
+            arrays["head_of_case"] = self.head_of_case
         try:
             np.savez_compressed(
                 path,
@@ -91,6 +97,7 @@ def load_results(path: Path) -> CaseResults:
                 cells=tuple((float(radius), int(n), float(snr)) for radius, n, snr in described["cells"]),
                 cell_of_case=arrays["cell_of_case"],
                 values={metric: arrays[f"values_{i}"] for i, metric in enumerate(described["metrics"])},
+                head_of_case=arrays.get("head_of_case"),
             )
     except FileNotFoundError as error:
         raise RecordingError(f"results {path}: no such file. `rt-mmdf evaluate --keep FILE` writes them.") from error
@@ -106,4 +113,6 @@ def joined(parts: Sequence[CaseResults]) -> CaseResults:
             raise ValueError("only results of the same solvers, cells and metrics can be joined")
     cell_of_case = np.concatenate([part.cell_of_case for part in parts])
     values = {name: np.concatenate([part.values[name] for part in parts], axis=1) for name in first.values}
-    return CaseResults(first.solvers, first.cells, cell_of_case, values)
+    heads = [part.head_of_case for part in parts if part.head_of_case is not None]
+    head_of_case = np.concatenate(heads) if len(heads) == len(parts) else None
+    return CaseResults(first.solvers, first.cells, cell_of_case, values, head_of_case)

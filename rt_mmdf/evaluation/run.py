@@ -125,7 +125,7 @@ def evaluate(plan: Plan, progress: Progress | None = None) -> Evaluation:
     check_solvers(suite, plan.solvers)
     # the heaviest first, so that no process is left alone with one at the end
     cells = sorted(enumerate(plan.cells), key=lambda of: -of[1][0] * of[1][1])
-    head, description = suite.nominal, suite.description
+    head, description, n_heads = suite.nominal, suite.description, len(suite.scenes)
     opened = _team(suite, plan)
     del suite  # half a gigabyte that processes of their own have as well
     with opened as team:
@@ -135,7 +135,9 @@ def evaluate(plan: Plan, progress: Progress | None = None) -> Evaluation:
             for name, scores in found.items():
                 values[name][:, task.index * plan.n_cases : (task.index + 1) * plan.n_cases] = scores
             report(f"{done} of {len(cells)} cells", 0.1 + 0.86 * done / len(cells))
-        results = CaseResults(rows, plan.cells, np.repeat(np.arange(len(plan.cells)), plan.n_cases), values)
+        cell_of_case = np.repeat(np.arange(len(plan.cells)), plan.n_cases)
+        head_of_case = np.tile(np.arange(plan.n_cases) % n_heads, len(plan.cells))  # see Cases
+        results = CaseResults(rows, plan.cells, cell_of_case, values, head_of_case)
         report("noise alone, examples", 0.96)
         last = [Task("noise", NOISE, settings=_usual_settings(results))] if plan.n_noise and team.with_amplitude else []
         if plan.show:

@@ -7,7 +7,7 @@ Brown-Forsythe test for their variance, both with Holm's correction over all cel
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
 from typing import Literal
@@ -412,7 +412,9 @@ def _fusion_verdicts(results: CaseResults, rows: list[str]) -> tuple[Verdict, ..
     found: list[Verdict] = []
     errors = compare(results, "le_mm", FUSION, others=others)
     chosen = [c for c in errors if _patches(c.cell)]
-    found.append(_judged(FUSION, f"lower mean le_mm than every other row {where} {proven}", chosen, 1))
+    lower = _judged(FUSION, f"lower mean le_mm than every other row {where} {proven}", chosen, 1)
+    heads = _head_by_head(results, chosen)
+    found.append(replace(lower, note="; ".join(note for note in (lower.note, heads) if note)))
     if "auc" in results.values:
         areas = compare(results, "auc", FUSION, "higher", others)
         chosen = [c for c in areas if _patches(c.cell)]
@@ -430,6 +432,25 @@ def _fusion_verdicts(results: CaseResults, rows: list[str]) -> tuple[Verdict, ..
     found.append(_judged(FUSION, claim, chosen, 0, passes=lambda c: c.in_favour))
     found += _within(results, "amplitude_ratio", 0.7, 1.3, lambda cell: cell[2] == 10, "at 10 dB")
     return tuple(found)
+
+
+def _head_by_head(results: CaseResults, comparisons: Sequence[Comparison]) -> str:
+    """In how many comparisons the mean is lower in every head, in some, in none; empty where heads are not known."""
+    if results.head_of_case is None or not comparisons:
+        return ""
+    heads = np.unique(results.head_of_case)
+    lower = []
+    for c in comparisons:
+        cell = results.cells.index(c.cell)
+        apart = results.of(c.metric, c.ours, cell).astype(np.float64) - results.of(c.metric, c.other, cell)
+        known = ~np.isnan(apart)
+        own, apart = results.head_of_case[results.cell_of_case == cell][known], apart[known]
+        lower.append([bool(apart[own == head].mean() < 0) for head in np.unique(own)])
+    every, none = sum(map(all, lower)), sum(not any(of_heads) for of_heads in lower)
+    return (
+        f"taken head by head ({len(heads)}), lower in every one in {every} of {len(lower)}, in some in "
+        f"{len(lower) - every - none}, in none in {none}"
+    )
 
 
 def is_classical(row: str) -> bool:

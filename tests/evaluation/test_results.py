@@ -31,6 +31,21 @@ def test_values_of_one_solver_in_one_cell() -> None:
         RESULTS.of("le_mm", "third", 0)
 
 
+def test_heads_are_kept_and_joined_where_they_are_known(tmp_path: Path) -> None:
+    heads = np.arange(len(RESULTS.cell_of_case)) % 2
+    known = CaseResults(RESULTS.solvers, CELLS, RESULTS.cell_of_case, VALUES, heads)
+    known.save(tmp_path / "heads.npz")
+    back = load_results(tmp_path / "heads.npz").head_of_case
+    assert back is not None
+    np.testing.assert_array_equal(back, heads)
+    both = joined([known, known]).head_of_case
+    assert both is not None
+    np.testing.assert_array_equal(both, np.tile(heads, 2))
+    assert joined([known, RESULTS]).head_of_case is None
+    with pytest.raises(ValueError, match="heads of 1 cases"):
+        CaseResults(RESULTS.solvers, CELLS, RESULTS.cell_of_case, VALUES, heads[:1])
+
+
 def test_runs_are_joined_case_by_case() -> None:
     both = joined([RESULTS, RESULTS])
     assert both.n_cases == 14

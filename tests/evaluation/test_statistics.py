@@ -231,6 +231,18 @@ def test_fusion_without_its_window_is_no_competitor() -> None:
     assert not any("fusion-instant" in verdict.claim for verdict in found)
 
 
+def test_heads_are_looked_at_one_by_one() -> None:
+    """Three rows: one worse in both heads, one in the first head alone, one in neither."""
+    heads = np.tile([0, 1], 20)
+    errors = [np.full(40, 5.0), np.full(40, 9.0), np.where(heads == 0, 9.0, 4.0), np.full(40, 4.0)]
+    values = {"le_mm": np.array(errors, dtype=np.float32)}
+    results = CaseResults(("fusion", "MNE", "dSPM", "sLORETA"), ((10.0, 1, 5.0),), np.zeros(40, np.int64), values, heads)
+    note = of_topic(verdicts(results), "lower mean le_mm than every other row").note
+    assert "head by head (2), lower in every one in 1 of 3, in some in 1, in none in 1" in note
+    unknown = CaseResults(results.solvers, results.cells, results.cell_of_case, values)
+    assert "head" not in of_topic(verdicts(unknown), "lower mean le_mm than every other row").note
+
+
 def test_what_was_not_evaluated_is_not_judged() -> None:
     found = verdicts(results_of({"MNE": 14.0, "sLORETA": 4.0}, CELLS))
     assert {v.outcome for v in found} == {"not tested"}
