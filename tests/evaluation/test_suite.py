@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from rt_mmdf.headmodel.head import HeadModel
 from rt_mmdf.headmodel.template import build_template
 from rt_mmdf.metrics.localisation import snr_db
 from rt_mmdf.simulation.heads import CONDUCTIVITIES
-from rt_mmdf.simulation.scenes import SceneNoise, make_scene, true_cortex
+from rt_mmdf.simulation.scenes import SceneNoise, make_scene, training_scenes, true_cortex
 
 CELL = (15.0, 2, 5.0)
 N = 10
@@ -118,3 +119,9 @@ def test_true_vertices_that_are_sources_are_left_out_and_the_rest_keeps_its_neig
 
 def n_is_kept(scene: suite_module.Scene, vertex: int) -> bool:
     return bool(np.linalg.norm(scene.truth_mm[vertex] - scene.arrays.positions_mm[scene.nearest[vertex]]) > 0.1)
+
+
+def test_training_draws_truth_from_the_nominal_mesh_which_the_suite_leaves_out() -> None:
+    """That it leaves them out: the test above, by their places.
+    assert inspect.signature(training_scenes).parameters["spacings"].default == ("ico4",)
+    assert inspect.signature(build_template).parameters["spacing"].default == "ico4"
