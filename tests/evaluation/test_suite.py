@@ -122,6 +122,6 @@ def n_is_kept(scene: suite_module.Scene, vertex: int) -> bool:
 
 
 def test_training_draws_truth_from_the_nominal_mesh_which_the_suite_leaves_out() -> None:
-    """That it leaves them out: the test above, by their places.
+    """That it leaves them out: the test above, by their places."""
     assert inspect.signature(training_scenes).parameters["spacings"].default == ("ico4",)
     assert inspect.signature(build_template).parameters["spacing"].default == "ico4"
