@@ -45,7 +45,8 @@ class Engine:
         self.sfreq = intake.sfreq / settings.preprocessing.decimate
         n_samples = imaging.window_length(hop)
         if settings.window_ms is not None:
-            n_samples = max(hop, round(settings.window_ms * 1e-3 * self.sfreq))
+            # never less than the model was trained to look at
+            n_samples = max(n_samples, round(settings.window_ms * 1e-3 * self.sfreq))
         self.chain = Chain(
             intake.aligner.channels,
             settings.preprocessing,

@@ -18,7 +18,7 @@ from rt_mmdf.headmodel.noise import ad_hoc_noise_cov, read_noise_cov, regularise
 from rt_mmdf.headmodel.settings import HeadSettings
 from rt_mmdf.headmodel.template import build_template
 from rt_mmdf.headmodel.whitener import imaging_info
-from rt_mmdf.preprocessing.projectors import make_projectors
+from rt_mmdf.preprocessing.projectors import make_projectors, read_projections
 from rt_mmdf.preprocessing.whitening import OperatorKey
 from rt_mmdf.solvers.artefact import ORIENTATION, Artefact, find_model, load_artefact
 from rt_mmdf.solvers.interface import Operator
@@ -111,7 +111,9 @@ class Imaging:
             )
         good = [name for name in channels.names if name not in bads]
         own = None if artefact is None else _noise_of_model(settings, artefact, head, channels)
-        ssp = _read_projections(settings) or ([] if own is None else list(own["projs"]))
+        path = settings.preprocessing.projections
+        ssp = [] if path is None else read_projections(path, "preprocessing.projections")
+        ssp = ssp or ([] if own is None else list(own["projs"]))
         projectors = make_projectors(channels, ssp, settings.preprocessing.average_reference)
         if own is not None:
             noise_cov = own
@@ -312,19 +314,4 @@ def _read_info(settings: HeadSettings) -> mne.Info:
     except Exception as error:  # mne's readers fail in many ways
         raise RecordingError(
             f"head.recording {settings.recording}: cannot be read ({type(error).__name__}: {error})."
-        ) from error
-
-
-def _read_projections(settings: SessionSettings) -> list[mne.Projection]:
-    path = settings.preprocessing.projections
-    if path is None:
-        return []
-    try:
-        if path.name.endswith(("proj.fif", "proj.fif.gz")):
-            return list(mne.read_proj(path, verbose="ERROR"))
-        return list(mne.io.read_raw(path, verbose="ERROR").info["projs"])
-    except Exception as error:  # mne's readers fail in many ways
-        raise ConfigurationError(
-            f"preprocessing.projections {path}: no projections can be read from it ({type(error).__name__}: {error}). "
-            "Expected is a -proj.fif, or a recording that holds them."
         ) from error

@@ -28,7 +28,7 @@ class SessionSettings(Settings):
     hop_ms: float = Field(default=10.0, gt=0, le=1000)
     """Estimates are made for this much time at once; the least delay is that of one hop."""
     window_ms: float | None = Field(default=None, gt=0)
-    """What the solver sees: this much time up to now. By default what the model asks for, or one hop (classical solvers)."""
+    """What the solver sees: this much time up to now, if that is more than a model asks for, or than one hop."""
     budget_ms: float = Field(default=50.0, gt=0)
     """An estimate that is published later than this after its hop could exist has missed its deadline."""
     start_timeout_s: float = Field(default=15.0, gt=0)

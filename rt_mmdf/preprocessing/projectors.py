@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import mne
 import numpy as np
@@ -12,6 +13,31 @@ from rt_mmdf.core.channels import Channels, ChannelType, Modality
 from rt_mmdf.core.errors import ConfigurationError
 
 MIN_POWER = 0.5  # part of a projection vector that the channels at hand must hold
+
+
+def read_projections(path: Path, key: str) -> list[mne.Projection]:
+    """Projections of a -proj.fif, or of a recording in any format that mne reads.
+
+    Parameters
+    ----------
+    key : of the setting that names the file, for the message
+
+    Raises
+    ------
+    ConfigurationError
+        None can be read from the file.
+    """
+    try:
+        if path.name.endswith(("proj.fif", "proj.fif.gz")):
+            return list(mne.read_proj(path, verbose="ERROR"))
+        fif = path.name.endswith((".fif", ".fif.gz"))  # evoked fields and the like hold them, too
+        read = mne.io.read_info(path, verbose="ERROR") if fif else mne.io.read_raw(path, verbose="ERROR").info
+        return list(read["projs"])
+    except Exception as error:  # mne's readers fail in many ways
+        raise ConfigurationError(
+            f"{key} {path}: no projections can be read from it ({type(error).__name__}: {error}). Expected is a -proj.fif, "
+            "or a recording that holds them."
+        ) from error
 
 
 def make_projectors(

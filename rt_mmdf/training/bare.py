@@ -27,7 +27,7 @@ from rt_mmdf.simulation.batches import BatchSettings
 from rt_mmdf.simulation.scene_files import load_scenes
 from rt_mmdf.training.checkpoint import check_new
 from rt_mmdf.training.loop import LoopSettings, Progress, train_network
-from rt_mmdf.training.process import StopOnSignal, best_device, distributed
+from rt_mmdf.training.process import StopOnSignal, best_device, check_device, distributed
 
 FORMAT = 1
 SETTINGS, SCENES, VALIDATION, OUT = "settings.json", "scenes", "validation", "out"
@@ -71,6 +71,7 @@ def main(folder: Path, arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(given: argparse.Namespace) -> int:
+    check_device(given.device)
     content = read_settings(given.folder / SETTINGS)
     out = given.out or given.folder / OUT
     check_new(out, given.resume, given.force)

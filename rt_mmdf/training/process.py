@@ -13,10 +13,23 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from rt_mmdf.core.errors import ConfigurationError
+
 
 def best_device() -> str:
     """cuda where there is one, else cpu."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def check_device(device: str) -> None:
+    """Raise ConfigurationError unless torch has this device here."""
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        first = str(error).partition("\n")[0]
+        raise ConfigurationError(
+            f"device {device!r}: torch cannot use it here ({first}). Use cpu, or cuda on a GPU node."
+        ) from error
 
 
 @contextmanager

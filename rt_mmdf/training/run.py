@@ -13,7 +13,6 @@ from typing import Any
 
 import mne
 import numpy as np
-import torch
 import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 
@@ -25,6 +24,7 @@ from rt_mmdf.headmodel.template import build_template
 from rt_mmdf.headmodel.whitener import imaging_info
 from rt_mmdf.networks.build import build_network
 from rt_mmdf.networks.interface import SourceNetwork
+from rt_mmdf.preprocessing.projectors import read_projections
 from rt_mmdf.simulation.batches import Scene
 from rt_mmdf.simulation.heads import HeadVariation, varied_subject
 from rt_mmdf.simulation.scene_files import INDEX, load_scenes, save_scenes
@@ -41,7 +41,7 @@ from rt_mmdf.training.bare import OUT, SCENES, SETTINGS, VALIDATION, new_network
 from rt_mmdf.training.card import card_text
 from rt_mmdf.training.checkpoint import HISTORY, WEIGHTS, write_whole
 from rt_mmdf.training.loop import Progress, TrainingResult, train_network
-from rt_mmdf.training.process import distributed
+from rt_mmdf.training.process import check_device, distributed
 from rt_mmdf.training.settings import ScenesSettings, TrainSettings, VariationSettings
 
 MADE_OF = "made_of.json"  # beside scenes: what they were made of
@@ -122,7 +122,8 @@ def train(
 def lay_ground(settings: TrainSettings, preparing: Preparing | None = None) -> Ground:
     """Head, noise covariance and projectors of a configuration."""
     head = _head(settings.head, preparing)
-    projs = _projections(settings.projections)
+    path = settings.projections
+    projs = () if path is None else tuple(read_projections(path, "projections"))
     if settings.noise.file is None:
         noise = SceneNoise(regularisation=settings.noise.regularisation)
         return Ground(head, nominal_noise_cov(head, noise, NOISE_SEED, projs), None, projs)
@@ -198,17 +199,6 @@ def model_of_pack(settings: TrainSettings, folder: Path, preparing: Preparing | 
     return write_model(as_trained, ground, network, history[-1]["step"], best)
 
 
-def check_device(device: str) -> None:
-    """Raise ConfigurationError unless torch has this device here."""
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        first = str(error).partition("\n")[0]
-        raise ConfigurationError(
-            f"device {device!r}: torch cannot use it here ({first}). Use cpu, or cuda on a GPU node."
-        ) from error
-
-
 def _head(settings: HeadSettings, preparing: Preparing | None) -> HeadModel:
     if settings.folder is not None:
         return load_head(settings.folder)
@@ -221,20 +211,6 @@ def _head(settings: HeadSettings, preparing: Preparing | None) -> HeadModel:
                 f"head.recording {settings.recording}: cannot be read ({type(error).__name__}: {error})."
             ) from error
     return build_template(spacing=settings.spacing, info=info, meg=settings.meg, eeg=settings.eeg, progress=preparing)
-
-
-def _projections(path: Path | None) -> tuple[mne.Projection, ...]:
-    if path is None:
-        return ()
-    try:
-        if path.name.endswith(("proj.fif", "proj.fif.gz")):
-            return tuple(mne.read_proj(path, verbose="ERROR"))
-        return tuple(mne.io.read_info(path, verbose="ERROR")["projs"])
-    except Exception as error:  # mne's readers fail in many ways
-        raise ConfigurationError(
-            f"projections {path}: no projections can be read from it ({type(error).__name__}: {error}). Expected is a "
-            "-proj.fif, or a FIF file that holds them."
-        ) from error
 
 
 def _scenes(

@@ -210,6 +210,21 @@ def test_what_does_not_fit_a_model_is_told(
     session.stop()
 
 
+def test_a_window_is_never_shorter_than_the_model_asks_for(
+    lab: Lab, content: dict[str, Any], models: Path, sensors: mne.io.BaseRaw
+) -> None:
+    publish(lab, sensors)
+    content["solver"] = {"model": str(models / "fusion")}
+    lengths = {}
+    for window_ms in (None, 50.0, 400.0):
+        session = lab.session(content | ({} if window_ms is None else {"window_ms": window_ms}))
+        lengths[window_ms] = session.engine.chain._window.length
+        session.stop()
+    assert lengths[None] == 19 * 2 + round(0.001 * content.get("hop_ms", 10.0) * SFREQ)  # 20 columns, each second sample
+    assert lengths[50.0] == lengths[None]
+    assert lengths[400.0] == 0.4 * SFREQ
+
+
 def test_the_beamformer_begins_when_it_has_data_and_follows_them(
     lab: Lab, content: dict[str, Any], sensors: mne.io.BaseRaw, template_head_ico3: HeadModel
 ) -> None:

@@ -9,7 +9,7 @@ from mne._fiff.proj import make_projector  # what mne's own whitener calls
 
 from rt_mmdf.core.channels import Channels, ChannelType
 from rt_mmdf.core.errors import ConfigurationError
-from rt_mmdf.preprocessing.projectors import make_projectors
+from rt_mmdf.preprocessing.projectors import make_projectors, read_projections
 
 NAMES = ("E1", "E2", "E3", "M1", "M2", "M3")
 CHANNELS = Channels(NAMES, (ChannelType.EEG,) * 3 + (ChannelType.MAG,) * 3)
@@ -62,6 +62,28 @@ def test_projections_for_another_array_are_refused(given: mne.Projection, said: 
 
 
 @pytest.mark.sample
+def test_projections_are_read_from_their_file_and_from_recordings_of_any_format(tmp_path: Path) -> None:
+    given = ssp(["M1", "M2", "M3"], [0.6, 0.0, 0.8])
+    mne.write_proj(tmp_path / "room-proj.fif", [given], verbose="ERROR")
+    info = mne.create_info(list(NAMES), 100.0, ["eeg"] * 3 + ["mag"] * 3)
+    raw = mne.io.RawArray(np.zeros((6, 100)), info, verbose="ERROR").add_proj([given], verbose="ERROR")
+    raw.save(tmp_path / "room-raw.fif", verbose="ERROR")
+    for name in ("room-proj.fif", "room-raw.fif"):
+        (back,) = read_projections(tmp_path / name, "projections")
+        np.testing.assert_allclose(matrix([back]), matrix([given]), atol=1e-6)
+    (tmp_path / "cap.vhdr").write_text(
+        "Brain Vision Data Exchange Header File Version 1.0\n[Common Infos]\nDataFile=cap.eeg\nMarkerFile=cap.vmrk\n"
+        "DataFormat=BINARY\nDataOrientation=MULTIPLEXED\nNumberOfChannels=1\nSamplingInterval=1000\n"
+        "[Binary Infos]\nBinaryFormat=IEEE_FLOAT_32\n[Channel Infos]\nCh1=Cz,,1,uV\n"
+    )
+    (tmp_path / "cap.vmrk").write_text("Brain Vision Data Exchange Marker File, Version 1.0\n[Marker Infos]\n")
+    (tmp_path / "cap.eeg").write_bytes(np.zeros(50, dtype="<f4").tobytes())
+    assert read_projections(tmp_path / "cap.vhdr", "projections") == []
+    (tmp_path / "notes.txt").write_text("no projections")
+    with pytest.raises(ConfigurationError, match=r"^noise.projections .*notes.txt: no projections can be read from it"):
+        read_projections(tmp_path / "notes.txt", "noise.projections")
+
+
 def test_projections_of_the_real_recording_equal_mnes(sample_data: Path) -> None:
     info = mne.io.read_info(sample_data / "sample_audvis_5s_raw.fif", verbose="error")
     info = mne.pick_info(info, mne.pick_types(info, meg=True, eeg=True, exclude=()))

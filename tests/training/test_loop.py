@@ -297,3 +297,15 @@ def test_rate_rises_to_its_value_and_then_never_again(warmup: int, steps: int, r
 def test_settings_that_cannot_be_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=str(next(iter(wrong)))):
         LoopSettings(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_device_that_is_not_there_is_a_plain_error_on_a_bare_machine(
+    folder_of: Callable[[LoopSettings], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = folder_of(LOOP)
+    for device in ("cuda:77", "graphics"):
+        assert main(folder, ["--device", device]) == 1
+        said = capsys.readouterr().err
+        assert said.startswith(f"error: device {device!r}: torch cannot use it here (")
+        assert said.endswith("Use cpu, or cuda on a GPU node.\n")
+    assert not (folder / "out").exists()
