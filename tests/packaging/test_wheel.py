@@ -44,7 +44,7 @@ def test_the_wheel_holds_the_package_its_configurations_and_models_and_nothing_e
     configurations = {f"rt_mmdf/configs/{path.relative_to(ROOT / 'configs')}" for path in (ROOT / "configs").rglob("*.toml")}
     models = {f"rt_mmdf/models/{path.relative_to(ROOT / 'models')}" for path in (ROOT / "models").rglob("*.*")}
     assert configurations
-    assert models
+    assert f"rt_mmdf/models/{DEFAULT_MODEL}/{MANIFEST}" in models
     assert sources | configurations | models <= names
     others = {name for name in names - sources - configurations - models if ".dist-info/" not in name}
     assert {Path(name).suffix for name in others} <= {".md"}, others
@@ -64,15 +64,13 @@ def test_the_wheel_works_away_from_the_checkout(wheel: Path, tmp_path: Path) -> 
     assert Path(where.strip()).is_relative_to(site)
     assert call(str(site / "bin" / "rt-mmdf"), "--version").strip() == f"rt-mmdf {rt_mmdf.__version__}"
     assert "replay" in call(str(site / "bin" / "rt-mmdf"), "--help")
-    # the demonstration, with the best model where one ships
+    # the demonstration, with the best model that ships
     words = ("--seconds", "5", "--spacing", "ico3", "--no-view", "--out", "out", "--report", "report.json")
     call(str(site / "bin" / "rt-mmdf"), "demo", *words)
     seen = json.loads((tmp_path / "report.json").read_text())
-    ships = (ROOT / "models" / DEFAULT_MODEL / MANIFEST).is_file()
-    assert seen["solver"] == (DEFAULT_MODEL if ships else "sLORETA")
+    assert seen["solver"] == DEFAULT_MODEL
     assert seen["n_sources"] == 1284
     assert seen["estimates"] > 100
     assert seen["le_mm"]["median"] < 40
-    if ships:
-        assert Path(seen["model"]["folder"]).is_relative_to(site)
+    assert Path(seen["model"]["folder"]).is_relative_to(site)
     assert (tmp_path / "out" / "source_map.png").is_file()
