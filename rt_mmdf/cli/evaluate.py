@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,14 +18,15 @@ from rt_mmdf.cli.console import OUT, progress_bar
 from rt_mmdf.core.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from rt_mmdf.evaluation.ceiling import Ceiling
     from rt_mmdf.evaluation.outcome import TableRow
     from rt_mmdf.evaluation.real import Averages, RealMap
     from rt_mmdf.evaluation.report import RealSection
     from rt_mmdf.evaluation.run import Plan
     from rt_mmdf.evaluation.statistics import Verdict
 
-QUICK_CASES, QUICK_TRANSPORTED, QUICK_NOISE = 40, 10, 60
-RESULTS, HEADS, WORK = "Results", "Heads and noise", "How much"
+QUICK_CASES, QUICK_TRANSPORTED, QUICK_NOISE, QUICK_CEILING = 40, 10, 60, 4
+RESULTS, HEADS, WORK, CEILING = "Results", "Heads and noise", "How much", "Ceiling: windowed solvers of invertmeeg"
 
 
 class SuiteName(StrEnum):
@@ -76,6 +78,23 @@ def evaluate(
             rich_help_panel=HEADS,
         ),
     ] = None,
+    invertmeeg: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PYTHON",
+            help="Interpreter of an environment that the package invertmeeg was installed in (pip install invertmeeg). Its "
+            "solvers see the whole window and take seconds for each case; they are in the tables, and in no test.",
+            rich_help_panel=CEILING,
+        ),
+    ] = None,
+    invertmeeg_solver: Annotated[
+        list[str] | None,
+        typer.Option(help="Its name for it; repeat for more. \\[default: flex-champagne]", rich_help_panel=CEILING),
+    ] = None,
+    invertmeeg_cases: Annotated[
+        int | None,
+        typer.Option(min=1, max=4000, help="Of each cell, at most. \\[default: 20; --quick 4]", rich_help_panel=CEILING),
+    ] = None,
     report: Annotated[Path | None, typer.Option(help="Rows and tests as JSON.", rich_help_panel=RESULTS)] = None,
     csv: Annotated[Path | None, typer.Option("--csv", help="Rows as CSV.", rich_help_panel=RESULTS)] = None,
     html: Annotated[
@@ -96,6 +115,8 @@ def evaluate(
         rt-mmdf evaluate --report evaluation.json --html evaluation.html
 
         rt-mmdf evaluate --solver sLORETA --solver models/mine --cases 100 --csv rows.csv
+
+        rt-mmdf evaluate --quick --invertmeeg ~/bayes/bin/python --invertmeeg-solver flex-champagne
     """
     from rt_mmdf.evaluation.outcome import (
         all_summaries,
@@ -118,6 +139,7 @@ def evaluate(
         if path is not None:
             check_path(path)
     plan = _plan(solver, quick, cases, seed, processes, head, noise_cov, show=html is not None)
+    plan = replace(plan, ceiling=_ceiling(invertmeeg, invertmeeg_solver, invertmeeg_cases, quick))
     averages = None if real is None else _averages(real)
     command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     with progress_bar() as progress:
@@ -136,7 +158,7 @@ def evaluate(
         write_json(json_report(evaluation, rows, judged, tests, command, maps), report)
     if html is not None:
         write_report(report_of(evaluation, found, judged, tests, command, section), html)
-    _print_rows(rows)
+    _print_rows(rows, evaluation.ceilings)
     _print_noise(noise_rows(evaluation))
     _print_real(maps)
     if tested := [verdict for verdict in judged if verdict.n_tested]:
@@ -148,6 +170,8 @@ def evaluate(
             f"{len(rows)} rows, {plan.n_cases} cases a cell, {evaluation.duration_s:.0f} s. {evaluation.suite_description}."
         )
     )
+    if evaluation.ceilings:
+        OUT.print(Text(f"Ceiling, in no test: {evaluation.ceiling_description}."))
 
 
 def _plan(
@@ -188,6 +212,19 @@ def _plan(
     )
 
 
+def _ceiling(python: str | None, solvers: Sequence[str] | None, cases: int | None, quick: bool) -> Ceiling | None:
+    from rt_mmdf.evaluation.ceiling import DEFAULT_SOLVER, MOST_CASES, Ceiling
+
+    if python is None:
+        if solvers or cases:
+            raise ConfigurationError(
+                "--invertmeeg-solver and --invertmeeg-cases: they need --invertmeeg PYTHON as well, the interpreter of an "
+                "environment that invertmeeg was installed in."
+            )
+        return None
+    return Ceiling(python, tuple(solvers or (DEFAULT_SOLVER,)), cases or (QUICK_CEILING if quick else MOST_CASES))
+
+
 def _averages(folder: Path) -> Averages:
     """Read before anything is computed: what is missing shows at once."""
     from rt_mmdf.evaluation.real import read_averages
@@ -211,8 +248,8 @@ def _real(averages: Averages, solvers: Sequence[str], progress: Callable[[str, f
     return RealSection(maps, real_figure(averages, maps), note)
 
 
-def _print_rows(rows: Sequence[TableRow]) -> None:
-    """Mean localisation error: rows are solvers, columns cells; the best of each cell in bold."""
+def _print_rows(rows: Sequence[TableRow], ceilings: Sequence[str]) -> None:
+    """Mean localisation error: rows are solvers, columns cells; the best of each cell in bold, ceilings aside."""
     cells = list(dict.fromkeys((row["radius_mm"], row["n_sources_true"], row["snr_db"]) for row in rows))
     solvers = list(dict.fromkeys(str(row["solver"]) for row in rows))
     error = {(str(row["solver"]), row["radius_mm"], row["n_sources_true"], row["snr_db"]): row["le_mm_mean"] for row in rows}
@@ -223,11 +260,12 @@ def _print_rows(rows: Sequence[TableRow]) -> None:
         table.add_column("solver", style="bold", no_wrap=True)
         for radius, _, snr in own:
             table.add_column(f"{radius:g} mm\n{snr:g} dB", justify="right")
-        best = {cell: min(float(error[(solver, *cell)] or 0) for solver in solvers) for cell in own}
+        ranked = [solver for solver in solvers if solver not in ceilings]
+        best = {cell: min(float(error[(solver, *cell)] or 0) for solver in ranked) for cell in own}
         for solver in solvers:
             values = [float(error[(solver, *cell)] or 0) for cell in own]
             said = [
-                Text(f"{value:.1f}", style="bold green" if value == best[cell] else "")
+                Text(f"{value:.1f}", style="bold green" if value == best[cell] and solver in ranked else "")
                 for value, cell in zip(values, own, strict=True)
             ]
             table.add_row(solver, *said)

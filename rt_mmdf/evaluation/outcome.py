@@ -122,7 +122,7 @@ def _plain(value: str | int | float) -> str | int | float | None:
     return value
 
 
-def all_verdicts(evaluation: Evaluation, ceilings: Sequence[str] = (), real: Sequence[RealMap] = ()) -> tuple[Verdict, ...]:
+def all_verdicts(evaluation: Evaluation, real: Sequence[RealMap] = ()) -> tuple[Verdict, ...]:
     """Claims about errors, extent and amplitude, each network's answer to noise alone, and to real averages."""
     quiet = [
         noise_verdict(row, evaluation.noise_peaks[row], evaluation.signal_peaks(row))
@@ -131,7 +131,7 @@ def all_verdicts(evaluation: Evaluation, ceilings: Sequence[str] = (), real: Seq
     ]
     networks = [row for row in dict.fromkeys(found.solver for found in real) if not is_classical(row)]
     concentrated = [concentration_verdict(real, row, _area_ratio(evaluation.results, row)) for row in networks]
-    return (*verdicts(evaluation.results, ceilings=ceilings), *quiet, *concentrated)
+    return (*verdicts(evaluation.results, ceilings=evaluation.ceilings), *quiet, *concentrated)
 
 
 def _area_ratio(results: CaseResults, row: str) -> float | None:
@@ -162,12 +162,13 @@ def noise_rows(evaluation: Evaluation) -> list[TableRow]:
 def comparisons(evaluation: Evaluation) -> dict[str, tuple[Comparison, ...]]:
     """Heading to tests of the seed's network and of ours against every other row, where they were evaluated."""
     results, found = evaluation.results, {}
+    rows = [row for row in results.solvers if row not in evaluation.ceilings]
     for ours in (FUSION, SEED):
-        if ours in results.solvers and len(results.solvers) > 1:
-            found[f"{ours}: localisation error"] = compare(results, "le_mm", ours)
-            found[f"{ours}: variance of the localisation error"] = compare_variance(results, "le_mm", ours)
-            found[f"{ours}: area under the ROC curve"] = compare(results, "auc", ours, "higher")
-            found[f"{ours}: earth mover's distance"] = compare(results, "emd_mm", ours)
+        if ours in rows and len(rows) > 1:
+            found[f"{ours}: localisation error"] = compare(results, "le_mm", ours, others=rows)
+            found[f"{ours}: variance of the localisation error"] = compare_variance(results, "le_mm", ours, rows)
+            found[f"{ours}: area under the ROC curve"] = compare(results, "auc", ours, "higher", rows)
+            found[f"{ours}: earth mover's distance"] = compare(results, "emd_mm", ours, others=rows)
     return found
 
 
@@ -180,6 +181,7 @@ def facts(evaluation: Evaluation, command: str) -> dict[str, str]:
         "SNR": "at the scored instant",
         "cells": str(len(plan.cells)),
         "cases in each cell": f"{plan.n_cases} ({min(plan.n_transported, plan.n_cases)} with earth mover's distance)",
+        **({"ceiling": evaluation.ceiling_description} if evaluation.ceilings else {}),
         "seed": str(plan.seed),
         "duration": f"{evaluation.duration_s:.0f} s on {plan.n_processes} processes",
         "versions": ", ".join([f"rt-mmdf {rt_mmdf.__version__}", *(f"{name} {version(name)}" for name in VERSIONS)]),
@@ -314,6 +316,11 @@ def report_of(
         "Tests take the cases as independent. They come from few heads (see heads above), so p values speak of these heads, "
         "not of all that there are; what was to be shown tells in how many of them the mean error is lower.",
     ]
+    if evaluation.ceilings:
+        notes.append(
+            f"Ceilings, beyond real time, in no test and not marked as best: {evaluation.ceiling_description}; figures of "
+            "other rows are of all cases."
+        )
     if noise:
         notes.append(f"Noise alone, 95th percentile of the peak over the median peak at 10 dB: {noise}.")
     return Report(
@@ -326,4 +333,5 @@ def report_of(
         figures=figures,
         real=real,
         notes=notes,
+        ceilings=evaluation.ceilings,
     )

@@ -111,6 +111,7 @@ class Report:
     comparisons : heading to comparisons of one row with the others
     figures : caption to figure
     notes : paragraphs below the facts
+    ceilings : rows that are no competitors; none of them is marked as best
     """
 
     title: str
@@ -122,6 +123,7 @@ class Report:
     figures: Mapping[str, Figure] = field(default_factory=dict)
     real: RealSection | None = None
     notes: Sequence[str] = ()
+    ceilings: Sequence[str] = ()
 
     def html(self) -> str:
         """The whole file; images are in it."""
@@ -143,7 +145,7 @@ class Report:
                 found = self.summaries[table.metric]
                 most = max(summary.n for summary in found.values())
                 fewer = f" ({most} cases a cell)" if most < per_cell.min() else ""
-                parts += [f"<h3>{escape(table.heading + fewer)}</h3>", *_tables(table, self.results, found)]
+                parts += [f"<h3>{escape(table.heading + fewer)}</h3>", *_tables(table, self.results, found, self.ceilings)]
         if self.comparisons:
             parts += ["<h2>Tests</h2>", f'<p class="note">{escape(TESTS)}</p>']
             for heading, comparisons in self.comparisons.items():
@@ -222,7 +224,9 @@ def _how_to_read(per_cell: NDArray[np.int64]) -> str:
     )
 
 
-def _tables(table: Table, results: CaseResults, found: Mapping[tuple[str, Cell], Summary]) -> Iterable[str]:
+def _tables(
+    table: Table, results: CaseResults, found: Mapping[tuple[str, Cell], Summary], ceilings: Sequence[str]
+) -> Iterable[str]:
     """One for each number of sources."""
     for n_sources in sorted({cell[1] for cell in results.cells}):
         cells = sorted(cell for cell in results.cells if cell[1] == n_sources)
@@ -233,10 +237,11 @@ def _tables(table: Table, results: CaseResults, found: Mapping[tuple[str, Cell],
         rows = [row for row in results.solvers if any(not np.isnan(values[row, cell]) for cell in cells)]
         if not rows:
             continue
-        best = {cell: _best([values[row, cell] for row in rows], table.better) for cell in cells}
-
+        ranked = [row for row in rows if row not in ceilings]
+        best = {cell: _best([values[row, cell] for row in ranked], table.better) for cell in cells}
         entries = {
-            (row, cell): _entry(value, best[cell], table.digits, found[row, cell]) for (row, cell), value in values.items()
+            (row, cell): _entry(value, best[cell] if row in ranked else float("nan"), table.digits, found[row, cell])
+            for (row, cell), value in values.items()
         }
         yield _grid(f"{n_sources} source{'s' if n_sources > 1 else ''}", rows, cells, entries)
 

@@ -49,10 +49,12 @@ class RowGroup(ABC):
 
     rows : their names
     with_amplitude : those whose maps are in nA m
+    max_cases : of each cell, where they are too slow for all
     """
 
     rows: tuple[str, ...]
     with_amplitude: frozenset[str] = frozenset()
+    max_cases: int | None = None
 
     @abstractmethod
     def images(self, cases: Cases) -> Iterator[Image]:

@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rt_mmdf.core.errors import SolverError, WorkerFailed
+from rt_mmdf.evaluation.ceiling import Ceiling, CeilingGroup, check_ceiling
 from rt_mmdf.evaluation.results import CaseResults, Cell
 from rt_mmdf.evaluation.rows import Image, RowGroup, check_solvers, make_groups
 from rt_mmdf.evaluation.suite import CELLS, SEED, Cases, Suite, held_out_suite
@@ -46,6 +48,7 @@ class Plan:
     n_cases, n_transported : of each cell; the earth mover's distance is computed for some of them only
     n_noise : cases of noise alone
     head, noise_cov : see `held_out_suite`
+    ceiling : rows beyond real time, which bound the others and are not compared with them
     show : keep maps of some cases, for a figure
     n_processes : 1: in this one
     """
@@ -58,6 +61,7 @@ class Plan:
     seed: int = SEED
     head: Path | None = None
     noise_cov: Path | None = None
+    ceiling: Ceiling | None = None
     show: bool = False
     n_processes: int = 1
 
@@ -87,6 +91,7 @@ class Evaluation:
     with_amplitude : rows whose maps are in nA m
     noise_peaks : of each of these, (n_noise,) largest magnitudes on noise alone, nA m
     head : nominal, what was imaged with
+    ceiling_description : empty without a ceiling
     """
 
     plan: Plan
@@ -97,6 +102,12 @@ class Evaluation:
     head: HeadModel
     suite_description: str
     duration_s: float
+    ceiling_description: str = ""
+
+    @property
+    def ceilings(self) -> tuple[str, ...]:
+        """Rows that are no competitors."""
+        return () if self.plan.ceiling is None else self.plan.ceiling.rows
 
     def signal_peaks(self, row: str) -> Float32:
         """Largest magnitudes of a row's maps in all cells at 10 dB; empty where there is no such cell."""
@@ -111,6 +122,8 @@ def evaluate(plan: Plan, progress: Progress | None = None) -> Evaluation:
     ------
     ArtefactError, HeadModelError, NoiseCovarianceError
         A network or head that is not there or does not fit.
+    ConfigurationError
+        The ceiling's interpreter, package or solvers are not there.
     SolverError
         A row gave values that are not finite.
     WorkerFailed
@@ -118,6 +131,7 @@ def evaluate(plan: Plan, progress: Progress | None = None) -> Evaluation:
     """
     report = progress or (lambda what, fraction: None)
     start = time.monotonic()
+    bounded = "" if plan.ceiling is None else check_ceiling(plan.ceiling)
     suite = held_out_suite(plan.head, plan.noise_cov, lambda what, fraction: report(what, 0.1 * fraction))
     if plan.n_transported and not has_transport():
         logger.warning("evaluate: no earth mover's distance without the package POT: pip install 'rt-mmdf[evaluation]'.")
@@ -159,6 +173,7 @@ def evaluate(plan: Plan, progress: Progress | None = None) -> Evaluation:
         head=head,
         suite_description=description,
         duration_s=time.monotonic() - start,
+        ceiling_description=bounded,
     )
 
 
@@ -218,24 +233,29 @@ class Bench:
     def _score(self, cell: Cell) -> dict[str, Float32]:
         plan = self._plan
         cases = self._suite.cases(cell, plan.n_cases, plan.seed)
-        n_transported = min(plan.n_transported, plan.n_cases) if has_transport() else 0
-        # spread over the cases, so that every head has its share
-        transported = np.unique(np.linspace(0, plan.n_cases - 1, n_transported).round().astype(int)).tolist()
-        scorer = CaseScorer(self._suite.space, cases.truth, cases.centres_mm, transported)
+        scorer_of_all = self._scorer(cases)
         found = {name: np.full((len(self.rows), plan.n_cases), np.nan, np.float32) for name in (*METRICS, PEAK, SETTING)}
         for group in self._groups:
+            own = cases if group.max_cases is None else cases.first(group.max_cases)
+            scorer = scorer_of_all if len(own) == len(cases) else self._scorer(own)
             best: dict[str, tuple[float, Image]] = {}
-            for image in group.images(cases):
+            for image in group.images(own):
                 error = float(self._errors(image, scorer, cell).mean())
                 if image.row not in best or error < best[image.row][0]:
                     best[image.row] = error, image
             for row, (_, image) in best.items():
                 number = self.rows.index(row)
                 for name, scores in scorer.scores(image.maps, row in group.with_amplitude).items():
-                    found[name][number] = scores
-                found[PEAK][number] = np.abs(image.maps).max(axis=0)
+                    found[name][number, : len(own)] = scores
+                found[PEAK][number, : len(own)] = np.abs(image.maps).max(axis=0)
                 found[SETTING][number] = image.setting
         return found
+
+    def _scorer(self, cases: Cases) -> CaseScorer:
+        n_transported = min(self._plan.n_transported, len(cases)) if has_transport() else 0
+        # spread over the cases, so that every head has its share
+        transported = np.unique(np.linspace(0, len(cases) - 1, n_transported).round().astype(int)).tolist()
+        return CaseScorer(self._suite.space, cases.truth, cases.centres_mm, transported)
 
     def _errors(self, image: Image, scorer: CaseScorer, cell: Cell) -> NDArray[np.float64]:
         try:
@@ -251,13 +271,14 @@ class Bench:
 
     def _peaks(self, cases: Cases, settings: Mapping[str, float]) -> dict[str, Float32]:
         peaks = np.full((len(self.rows), len(cases)), np.nan, np.float32)
-        for image in self._images(cases, settings):
+        for image in self._images([group for group in self._groups if group.with_amplitude], cases, settings):
             peaks[self.rows.index(image.row)] = np.abs(image.maps).max(axis=0)
         return {PEAK: peaks}
 
     def _show(self, cases: Cases, settings: Mapping[str, float]) -> dict[str, Float32]:
+        cases = cases.first(1)
         scorer = CaseScorer(self._suite.space, cases.truth, cases.centres_mm)
-        images = {image.row: image for image in self._images(cases, settings)}
+        images = {image.row: image for image in self._images(self._groups, cases, settings)}
         return {
             "truth": cases.truth[0],
             "centres_mm": cases.centres_mm[0],
@@ -265,9 +286,9 @@ class Bench:
             "le_mm": np.array([scorer.le_mm(images[row].maps)[0] for row in self.rows], dtype=np.float32),
         }
 
-    def _images(self, cases: Cases, settings: Mapping[str, float]) -> Iterator[Image]:
+    def _images(self, groups: Sequence[RowGroup], cases: Cases, settings: Mapping[str, float]) -> Iterator[Image]:
         """Of each row the one image at its setting."""
-        for group in self._groups:
+        for group in groups:
             for image in group.images(cases):
                 if np.isnan(image.setting) or np.isclose(image.setting, settings[image.row]):
                     yield image
@@ -359,9 +380,16 @@ class _Processes:
             pipe.close()
 
 
+def _bench(suite: Suite, plan: Plan) -> Bench:
+    groups = make_groups(suite, plan.solvers)
+    if plan.ceiling is not None:
+        groups.append(CeilingGroup(suite, plan.ceiling))
+    return Bench(suite, groups, plan)
+
+
 def _team(suite: Suite, plan: Plan) -> AbstractContextManager[_Team]:
     if plan.n_processes == 1:
-        return nullcontext(_Alone(Bench(suite, make_groups(suite, plan.solvers), plan)))
+        return nullcontext(_Alone(_bench(suite, plan)))
     return closing(_Processes(plan))
 
 
@@ -384,9 +412,11 @@ def _one_thread_each() -> Iterator[None]:
 def _serve(pipe: Connection, plan: Plan) -> None:
     """Life of a process: its rows, then tasks in and findings out; an error goes out instead."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is asked to stop, and stops its processes
+    if plan.ceiling is not None:  # its interpreter is to end with this process, and its files to go
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     try:
         suite = held_out_suite(plan.head, plan.noise_cov)
-        bench = Bench(suite, make_groups(suite, plan.solvers), plan)
+        bench = _bench(suite, plan)
         pipe.send((bench.rows, bench.with_amplitude))
         while True:
             pipe.send(bench(pipe.recv()))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -136,6 +136,10 @@ class Cases:
 
     def __len__(self) -> int:
         return len(self.scene)
+
+    def first(self, n_cases: int) -> Cases:
+        """The first cases; all, where there are fewer."""
+        return Cases(**{field.name: getattr(self, field.name)[:n_cases] for field in fields(self)})
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,9 @@ from typer.testing import CliRunner
 
 from rt_mmdf.cli.main import app
 from rt_mmdf.core.errors import ArtefactError, ConfigurationError, HeadModelError, NoiseCovarianceError, SinkError
+from rt_mmdf.evaluation.ceiling import Ceiling
 from rt_mmdf.evaluation.results import load_results
+from rt_mmdf.evaluation.run import Plan
 from rt_mmdf.headmodel.head import HeadModel
 
 RUNNER = CliRunner(env={"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"})
@@ -54,6 +56,9 @@ def test_a_quick_evaluation_writes_what_it_was_asked_for(head_folder: Path, tmp_
         (["--noise-cov", "{tmp}/no-cov.fif"], NoiseCovarianceError, "no such file"),
         (["--report", "{tmp}/no/r.json"], SinkError, "cannot be written"),
         (["--keep", "{tmp}/r.txt"], ConfigurationError, ".npz"),
+        (["--invertmeeg-cases", "3"], ConfigurationError, "they need --invertmeeg PYTHON"),
+        (["--invertmeeg-solver", "flex-champagne"], ConfigurationError, "they need --invertmeeg PYTHON"),
+        (["--invertmeeg", "{tmp}/python"], ConfigurationError, "{tmp}/python"),
     ],
 )
 def test_bad_input_is_refused_before_the_work(
@@ -63,8 +68,32 @@ def test_bad_input_is_refused_before_the_work(
     head = [] if "--head" in given else ["--head", str(head_folder)]
     result = RUNNER.invoke(app, ["evaluate", "--quick", "--processes", "1", *head, *given])
     assert isinstance(result.exception, error), result.output
-    assert said in str(result.exception)
+    assert said.format(tmp=tmp_path) in str(result.exception)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], None),
+        (["--invertmeeg", "py"], Ceiling("py", ("flex-champagne",), 20)),
+        (["--quick", "--invertmeeg", "py"], Ceiling("py", ("flex-champagne",), 4)),
+        (
+            ["--invertmeeg", "py", "--invertmeeg-solver", "a", "--invertmeeg-solver", "b", "--invertmeeg-cases", "7"],
+            Ceiling("py", ("a", "b"), 7),
+        ),
+    ],
+)
+def test_a_ceiling_is_asked_for(words: list[str], expected: Ceiling | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    plans: list[Plan] = []
+
+    def note(plan: Plan, progress: object) -> None:
+        plans.append(plan)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rt_mmdf.evaluation.run.evaluate", note)
+    RUNNER.invoke(app, ["evaluate", "-s", "MNE", *words])
+    assert [plan.ceiling for plan in plans] == [expected]
 
 
 @pytest.mark.parametrize("words", [["--cases", "1"], ["--processes", "0"], ["--seed", "-1"], ["--suite", "other"]])
