@@ -278,7 +278,9 @@ class NetworkRow(RowGroup):
         """Numbers of cases of a scene that see equally many columns, and the columns (first, end) of each."""
         own = np.flatnonzero(cases.scene == scene)
         end = cases.instant[own] + 1
-        first = np.maximum(end - self._n_times, 0)
+        length = np.minimum(end, self._n_times)
+        # a few of the oldest columns less, so that many cases can be imaged at once
+        first = end - np.where(length > LENGTH_STEP, length - length % LENGTH_STEP, length)
         for length in np.unique(end - first):
             alike = np.flatnonzero(end - first == length)
             for part in (alike[i : i + NETWORK_BATCH] for i in range(0, len(alike), NETWORK_BATCH)):
@@ -287,6 +289,7 @@ class NetworkRow(RowGroup):
 
 ONE_MODALITY = {"mmdf-eeg": Modality.EEG, "convdip": Modality.EEG, "mmdf-meg": Modality.MEG}
 NETWORK_BATCH = 64
+LENGTH_STEP = 10  # columns: windows are shortened to multiples of it
 INSTANT = "-instant"  # what a row's name ends with where a network that sees windows is given the sample alone
 
 
