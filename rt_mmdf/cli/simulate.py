@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 RECORDINGS, BATCHES, SOURCES, NOISE = "Recordings", "Batches", "Sources", "Noise"
 DEFAULT_SEED = 1
+RECORDINGS_ALONE = ("seconds", "count", "course", "places", "conductivity", "vary_head")
+BATCHES_ALONE = ("scenes", "n", "size", "window", "dropout", "channel_dropout", "modality_dropout")
 
 
 class Course(StrEnum):
@@ -29,6 +31,7 @@ class Course(StrEnum):
 
 
 def simulate(
+    context: typer.Context,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write recordings to; made if needed.")] = None,
     batches: Annotated[Path | None, typer.Option(help="Folder to write labelled training batches to.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal data.")] = DEFAULT_SEED,
@@ -98,6 +101,15 @@ def simulate(
         bool,
         typer.Option("--dropout/--no-dropout", help="Some scenes lack channels or a modality.", rich_help_panel=BATCHES),
     ] = True,
+    channel_dropout: Annotated[
+        float,
+        typer.Option(
+            min=0, max=1, help="Up to this share of channels is zero, drawn for each sample.", rich_help_panel=BATCHES
+        ),
+    ] = 0.0,
+    modality_dropout: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of samples that lose all EEG or all MEG.", rich_help_panel=BATCHES)
+    ] = 0.0,
 ) -> None:
     """Write recordings with known sources, or labelled batches to train on.
 
@@ -120,6 +132,10 @@ def simulate(
         raise ConfigurationError(
             "rt-mmdf simulate: nothing to write. Give a folder for recordings (--out), for batches (--batches), or both."
         )
+    if out is None:
+        _refuse_idle(context, RECORDINGS_ALONE, "recordings", "--out")
+    if batches is None:
+        _refuse_idle(context, BATCHES_ALONE, "batches", "--batches")
     if order is not None and radius_mm is not None:
         raise ConfigurationError(
             f"rt-mmdf simulate: --order {order} and --radius-mm {radius_mm:g} seen; give one of the two."
@@ -127,7 +143,7 @@ def simulate(
     if out is not None:
         _may_write(out, [f"{_name(seed + i)}-raw.fif" for i in range(count)], force)
     if batches is not None:
-        _may_write(batches, ["batches.json"], force)
+        _may_write(batches, ["batches.json", "batch00000.safetensors"], force)
     colour = None if noise_cov is None else _read_colour(noise_cov)
     if out is not None:
         chosen: dict[str, Any] = {
@@ -145,6 +161,7 @@ def simulate(
     if batches is not None:
         extent = radius_mm if order is None else 5.7 * order
         held: dict[str, Any] = {"size": size, "n_times": window}
+        held |= {"channel_dropout": channel_dropout, "modality_dropout": modality_dropout}
         held |= {} if sources is None else {"n_sources": (1, sources)}
         held |= {} if extent is None else {"radii_mm": (float(extent),)}
         held |= {} if snr_db is None else {"snr_db": (snr_db, snr_db)}
@@ -197,6 +214,18 @@ def _batches(
         soft_wrap=True,
         markup=False,
     )
+
+
+def _refuse_idle(context: typer.Context, names: tuple[str, ...], what: str, needed: str) -> None:
+    """ConfigurationError where one of these options was given: without `needed` it would do nothing."""
+    sources = {name: context.get_parameter_source(name) for name in names}
+    typed = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+    given = [parameter.opts[0] for parameter in context.command.params if parameter.name in typed]
+    if given:
+        raise ConfigurationError(
+            f"rt-mmdf simulate: {', '.join(given)} seen, which does nothing without {what}. Give a folder for "
+            f"them with {needed}, or leave it out."
+        )
 
 
 def _name(seed: int) -> str:

@@ -23,6 +23,8 @@ def write_batches(
 ) -> None:
     """Write batches 0 to `n_batches` - 1, a file each: the tensors of `Batch`, and the scene's number as its metadata.
 
+    Batches that were in the folder before go: the index, which comes last, tells of all that are there.
+
     Raises
     ------
     SinkError
@@ -32,6 +34,9 @@ def write_batches(
     described = {"seed": generator.seed, "n_batches": n_batches, "settings": asdict(generator.settings)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / INDEX).unlink(missing_ok=True)
+        for old in folder.glob("batch[0-9]*.safetensors"):
+            old.unlink()
         for step in range(n_batches):
             report(f"batch {step + 1} of {n_batches}", step / n_batches)
             batch, scene = generator.batch(step)

@@ -74,6 +74,48 @@ def test_batches_come_with_their_scenes(small_template: HeadModel, tmp_path: Pat
     assert json.loads((tmp_path / "a" / "batches.json").read_text())["settings"]["radii_mm"] == [pytest.approx(11.4)]
 
 
+def test_batches_that_are_replaced_leave_none_of_the_old_ones(
+    small_template: HeadModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rt_mmdf.headmodel.template.build_template", lambda **_: small_template)
+    words = ["--batches", tmp_path, "--scenes", "1", "--size", "8", "--no-dropout"]
+    simulate(*words, "--n", "3")
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(SinkError, match=r"batches\.json is there already"):
+        simulate(*words, "--n", "1")
+    (tmp_path / "batches.json").unlink()
+    with pytest.raises(SinkError, match=r"batch00000\.safetensors is there already"):
+        simulate(*words, "--n", "1")
+    simulate(*words, "--n", "1", "--force", "--channel-dropout", "0.5", "--modality-dropout", "1")
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["batch00000.safetensors", "batches.json", "notes.txt", "scenes"]
+    sample = load_batch(tmp_path / "batch00000.safetensors")[0].sample.numpy()
+    is_eeg = load_scenes(tmp_path / "scenes")[0].arrays.kinds == 0
+    gone = sample == 0
+    assert (gone[:, is_eeg].all(axis=1) | gone[:, ~is_eeg].all(axis=1)).all()  # each sample has lost a modality
+    assert 0 < (~gone).sum() < 0.5 * gone.size
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--batches", "x", "--seconds", "9"], r"--seconds seen, which does nothing without recordings.*--out"),
+        (
+            ["--batches", "x", "--vary-head", "--count", "1"],
+            r"--count, --vary-head seen, which does nothing",
+        ),
+        (
+            ["--out", "x", "--window", "20", "--no-dropout"],
+            r"--window, --dropout seen, .*without batches.*--batches",
+        ),
+        (["--out", "x", "--modality-dropout", "0"], r"--modality-dropout seen, which does nothing without batches"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(words: list[str], said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        simulate(*words)
+
+
 @pytest.fixture(scope="module")
 def small_template(template_head_ico3: HeadModel) -> HeadModel:
     return template_head_ico3.pick(template_head_ico3.ch_names[:30] + template_head_ico3.ch_names[-20:])

@@ -21,9 +21,7 @@ MAX_FILE_BYTES, MAX_BYTES = 16e6, 40e6  # a clone and a wheel carry them
 
 def test_the_default_model_ships() -> None:
     assert DEFAULT_MODEL == "fusion"
-    assert (MODELS / DEFAULT_MODEL / MANIFEST).is_file(), (
-        f"no models/{DEFAULT_MODEL}: tools/train_default makes it"
-    )
+    assert (MODELS / DEFAULT_MODEL / MANIFEST).is_file(), f"no models/{DEFAULT_MODEL}: tools/train_default makes it"
     assert default_model() == DEFAULT_MODEL
     assert load_artefact(find_model(DEFAULT_MODEL)).kind == "fusion"
 
