@@ -45,6 +45,7 @@ from rt_mmdf.training.process import place
 OPTIMISERS, SCHEDULES = ("nadam", "adamw"), ("constant", "cosine")
 MAY_CHANGE = ("steps", "patience", "checkpoint_every", "kept_scenes")  # between a run and its resumption
 REPORT_EVERY_S = 0.5
+SAMPLES_PER_STEP = "samples_per_step"  # in the metadata of weights
 
 
 @dataclass(frozen=True)
@@ -152,12 +153,14 @@ class TrainingResult:
     """How a run ended.
 
     finished : all steps are done or patience has run out; else it was asked to stop and can be resumed
+    samples_per_step : of all processes together
     """
 
     finished: bool
     steps: int
     best: Validation | None
     history: tuple[Validation, ...]
+    samples_per_step: int
 
 
 def train_network(
@@ -220,6 +223,7 @@ class _Run:
                 f"training: batches_per_step = {settings.batches_per_step} cannot be shared by {self.world} processes; a "
                 f"multiple of {self.world} is expected."
             )
+        self.samples_per_step = self.batches_per_step * batches.size
         self.network = network.to(device)
         self.parameters = [p for p in self.network.parameters() if p.requires_grad]
         objective = _Objective(self.network)
@@ -255,7 +259,7 @@ class _Run:
             )
         self.started = time.monotonic()
         first, reported, at_report = self.step, self.started, self.step
-        samples = self.batches_per_step * self.training.generator.settings.size
+        samples = self.samples_per_step
         stopped = False
         while self.step < settings.steps and not self._out_of_patience():
             if stopped := self._any(stop()):
@@ -286,7 +290,7 @@ class _Run:
         self._save()
         if self.best_weights:
             self.network.load_state_dict(self.best_weights)
-        return TrainingResult(not stopped, self.step, self.best, tuple(self.history))
+        return TrainingResult(not stopped, self.step, self.best, tuple(self.history), samples)
 
     def _update(self) -> float:
         """One step; the mean loss of its batches in this process."""
@@ -373,7 +377,8 @@ class _Run:
         self.history.append(found)
         if self.rank == 0:
             if found is self.best:
-                write_whole(self.out / WEIGHTS, save(self.best_weights, {"network": json.dumps(self.facts["network"])}))
+                facts = {"network": json.dumps(self.facts["network"]), SAMPLES_PER_STEP: str(self.samples_per_step)}
+                write_whole(self.out / WEIGHTS, save(self.best_weights, facts))
             write_whole(self.out / HISTORY, json.dumps([asdict(entry) for entry in self.history], indent=1).encode())
 
     @contextmanager

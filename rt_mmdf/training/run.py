@@ -40,7 +40,7 @@ from rt_mmdf.solvers.artefact import Artefact, save_artefact
 from rt_mmdf.training.bare import OUT, SCENES, SETTINGS, VALIDATION, new_network, read_settings
 from rt_mmdf.training.card import card_text
 from rt_mmdf.training.checkpoint import HISTORY, WEIGHTS, write_whole
-from rt_mmdf.training.loop import Progress, TrainingResult, train_network
+from rt_mmdf.training.loop import SAMPLES_PER_STEP, Progress, TrainingResult, train_network
 from rt_mmdf.training.process import check_device, distributed
 from rt_mmdf.training.settings import ScenesSettings, TrainSettings, VariationSettings
 
@@ -116,7 +116,8 @@ def train(
         if not result.finished or not first:
             return Outcome(result, None)
         assert result.best is not None  # it has ended, so it was validated
-        return Outcome(result, write_model(settings, ground, network, result.steps, asdict(result.best)))
+        best = asdict(result.best)
+        return Outcome(result, write_model(settings, ground, network, result.steps, best, result.samples_per_step))
 
 
 def lay_ground(settings: TrainSettings, preparing: Preparing | None = None) -> Ground:
@@ -150,10 +151,15 @@ def make_all_scenes(
 
 
 def write_model(
-    settings: TrainSettings, ground: Ground, network: SourceNetwork, steps: int, best: Mapping[str, Any]
+    settings: TrainSettings,
+    ground: Ground,
+    network: SourceNetwork,
+    steps: int,
+    best: Mapping[str, Any],
+    samples_per_step: int,
 ) -> Artefact:
-    """Write the artefact of a trained network."""
-    card = card_text(settings, ground.head, network, steps, best)
+    """Write the artefact of a trained network; see `rt_mmdf.training.card.card_text`."""
+    card = card_text(settings, ground.head, network, steps, best, samples_per_step)
     low_hz, high_hz = SceneNoise().band_hz
     return save_artefact(
         settings.model_folder,
@@ -184,7 +190,11 @@ def model_of_pack(settings: TrainSettings, folder: Path, preparing: Preparing | 
     path = folder / OUT / WEIGHTS
     try:
         with safe_open(path, framework="pt") as file:
-            trained = json.loads((file.metadata() or {})["network"])
+            facts = file.metadata() or {}
+            trained = json.loads(facts["network"])
+            # without it: written by an earlier rt_mmdf, which trained with as many as the settings say on one process
+            default = content["loop"].batches_per_step * content["batches"].size
+            samples_per_step = int(facts.get(SAMPLES_PER_STEP, default))
             weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (no mapping)
         history = json.loads((path.parent / HISTORY).read_text(encoding="utf-8"))
         network = build_network(trained["kind"], trained["options"], scenes[0].arrays)
@@ -196,7 +206,7 @@ def model_of_pack(settings: TrainSettings, folder: Path, preparing: Preparing | 
         ) from error
     best = min(history, key=lambda entry: entry["loss"])
     as_trained = settings.model_copy(update={"batches": content["batches"], "loop": content["loop"]})
-    return write_model(as_trained, ground, network, history[-1]["step"], best)
+    return write_model(as_trained, ground, network, history[-1]["step"], best, samples_per_step)
 
 
 def _head(settings: HeadSettings, preparing: Preparing | None) -> HeadModel:

@@ -16,6 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from rt_mmdf.core.errors import TrainingError
@@ -141,6 +142,9 @@ def test_two_processes_do_what_one_does(
     first, second = (load_file(folder / f"rank{rank}.safetensors") for rank in (0, 1))
     assert all(torch.equal(first[key], second[key]) for key in first)
     one = train(tiny_scenes, tmp_path / "one", loop)
+    assert one.samples_per_step == 4 * BATCHES.size
+    with safe_open(folder / "out" / WEIGHTS, framework="pt") as file:  # what the card will say
+        assert file.metadata()["samples_per_step"] == str(4 * BATCHES.size)
     alone = load_file(tmp_path / "one" / WEIGHTS)
     for key, value in alone.items():
         torch.testing.assert_close(first[key], value, rtol=1e-4, atol=1e-6)
