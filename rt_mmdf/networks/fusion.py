@@ -61,7 +61,7 @@ class PreparedFusion:
     ground: Tensor  # (k, k) mean outer product of the point atoms
     regularised: Tensor  # (n_maps * n_sources, k) standardised kernels
     single: tuple[Projection | None, ...]  # EEG, MEG
-    facts: Tensor  # (3,) share of EEG and MEG channels, log rank
+    facts: Tensor  # (3,) EEG channels, MEG channels and rank, as parts of those of a system of 306 + 60
     rank: int
 
 
@@ -231,8 +231,6 @@ class FusionNetwork(SourceNetwork):
         """The network with these options; the head makes no difference to its weights."""
         return cls(**options)
 
-    # what a head is turned into -------------------------------------------------------------------------------------
-
     @torch.no_grad()
     def prepare(self, arrays: ForwardArrays, device: torch.device | str = "cpu") -> PreparedFusion:
         """Dictionary, bases and meshes. ValueError where fewer than 64 sources or two channels are there."""
@@ -277,8 +275,6 @@ class FusionNetwork(SourceNetwork):
             facts=facts.to(device),
             rank=arrays.rank,
         )
-
-    # the prior ------------------------------------------------------------------------------------------------------
 
     def prior(self, sample: Tensor, window: Tensor | None, prepared: PreparedFusion) -> Prior:
         """Where sources may be, from a window and the sample in it that is to be imaged.
@@ -372,8 +368,6 @@ class FusionNetwork(SourceNetwork):
         levels = (now.square().mean(dim=1), power / k, (trust * energy).sum(dim=1) / k)
         facts = torch.cat([torch.log1p(torch.stack(levels, dim=1)), prepared.facts.expand(n, -1)], dim=1)
         return torch.cat(maps, dim=1).transpose(1, 2), facts, components, trust, power
-
-    # the estimate ---------------------------------------------------------------------------------------------------
 
     def estimate(self, sample: Tensor, prior: Prior, prepared: PreparedFusion) -> SourceMap:
         """Maximum a posteriori estimate of samples under their priors, (n, n_sources) moments.
