@@ -180,8 +180,11 @@ def lcmv_kernel(
     symmetric = (data_cov + data_cov.T) / 2
     values, vectors = np.linalg.eigh(symmetric)
     loaded = values + reg * np.abs(values).mean()
-    kept = np.arange(len(values)) >= len(values) - rank  # the other dimensions are those that projectors took
-    kept &= loaded > 1e-15 * loaded.max()
+    kept = loaded > 1e-15 * loaded.max()
+    if reg == 0:
+        # the other dimensions are those that projectors took. Loaded, they do no harm, the leadfield has nothing there; and
+        # of fewer samples than channels the smallest eigenvalues are not theirs alone
+        kept &= np.arange(len(values)) >= len(values) - rank
     inverse = (vectors[:, kept] / loaded[kept]) @ vectors[:, kept].T
     kernel: NDArray[np.float64] = leadfield.T @ inverse
     gain = np.einsum("sc,cs->s", kernel, leadfield)

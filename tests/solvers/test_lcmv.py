@@ -14,7 +14,7 @@ from rt_mmdf.core.errors import ConfigurationError
 from rt_mmdf.core.settings import validate_settings
 from rt_mmdf.headmodel.head import HeadModel
 from rt_mmdf.headmodel.noise import ad_hoc_noise_cov
-from rt_mmdf.solvers.lcmv import DataCovariance, LcmvSettings
+from rt_mmdf.solvers.lcmv import DataCovariance, LcmvSettings, lcmv_kernel
 from rt_mmdf.solvers.linear import SolverSettings
 from rt_mmdf.solvers.operators import build_beamformer
 
@@ -71,6 +71,22 @@ def test_estimates_are_mnes(template_head_ico3: HeadModel, weight_norm: str, mis
     assert operator.solver.unit == ("A m" if weight_norm == "none" else "")
     assert operator.whitener.rank == filters["rank"]
     assert np.abs(seen - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+def test_fewer_samples_than_channels_give_one_answer() -> None:
+    """Rounding of the covariance does not choose which dimensions are thrown away."""
+    rng = np.random.default_rng(5)
+    projector = np.eye(40) - np.full((40, 40), 1 / 40)
+    leadfield, data = projector @ rng.standard_normal((40, 90)), projector @ rng.standard_normal((40, 25))
+    cov = np.cov(data)
+    dust = 1e-13 * rng.standard_normal((40, 40))
+    kernel = lcmv_kernel(leadfield, cov, 39, reg=0.5)
+    inverse = np.linalg.inv(cov + 0.5 * np.trace(cov) / 40 * np.eye(40))
+    expected = leadfield.T @ inverse
+    expected /= np.einsum("sc,cs->s", expected, leadfield)[:, None]
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    assert np.abs(kernel - expected).max() < 1e-9
+    assert np.abs(lcmv_kernel(leadfield, cov + dust, 39, reg=0.5) - kernel).max() < 1e-9
 
 
 def block(data: np.ndarray, flags: np.ndarray, first: int) -> SensorBlock:
