@@ -504,7 +504,7 @@ def fusion_loss(estimate: Tensor, truth: Tensor, logits: tuple[Tensor, ...], bat
         spread = spread + (share * nearest).sum(dim=1) / 20
     rank = _rank_loss(estimate, truth, batch)
     area = (torch.log(_area(estimate)) - torch.log(_area(truth))).abs()
-    return ((1 - cosine) + 0.2 * (fine + pooled) + place + 0.3 * (amount + spread) + 0.5 * rank + 0.1 * area).mean()
+    return ((1 - cosine) + 0.2 * (fine + pooled) + place + 0.3 * (amount + spread) + 0.5 * rank + 0.2 * area).mean()
 
 
 def _area(moments: Tensor) -> Tensor:
