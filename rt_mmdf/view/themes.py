@@ -106,7 +106,8 @@ def stylesheet(theme: Theme) -> str:
     QMainWindow, QWidget {{ background: {theme.panel}; color: {theme.text}; }}
     QMainWindow::separator {{ background: {theme.edge}; width: 3px; height: 3px; }}
     QToolTip {{ background: {theme.background}; color: {theme.text}; border: 1px solid {theme.edge}; padding: 3px; }}
-    QToolBar {{ background: {theme.panel}; border: 0; border-bottom: 1px solid {theme.edge}; spacing: 3px; padding: 2px 6px; }}
+    QToolBar {{ background: {theme.panel}; border: 0; border-bottom: 1px solid {theme.edge}; spacing: 3px;
+        padding: 2px 6px; }}
     QToolBar QLabel {{ color: {theme.muted}; padding-left: 6px; }}
     QToolButton, QPushButton {{ background: {theme.panel}; color: {theme.text}; border: 1px solid {theme.edge};
         border-radius: 4px; padding: 3px 7px; }}
