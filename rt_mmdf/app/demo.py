@@ -30,11 +30,12 @@ from rt_mmdf.core.errors import SinkError, StreamError
 from rt_mmdf.core.settings import Settings, validate_settings
 from rt_mmdf.headmodel.head import HeadModel
 from rt_mmdf.headmodel.noise import NoiseCovarianceEstimator, save_noise_cov
+from rt_mmdf.headmodel.surface import surface_of
 from rt_mmdf.lsl.interface import Transport
 from rt_mmdf.preprocessing.filters import CausalFilter
 from rt_mmdf.simulation.recordings import SimulationSettings, simulate_recording, write_recording
 from rt_mmdf.simulation.truth import Score, Truth, score
-from rt_mmdf.sinks.figure import save_figure, source_map, surface_of
+from rt_mmdf.sinks.figure import save_figure, source_map
 from rt_mmdf.solvers.artefact import default_model, find_model, load_artefact
 from rt_mmdf.solvers.linear import LiveMethod
 
