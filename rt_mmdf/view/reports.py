@@ -1,0 +1,177 @@
+"""The health that an engine reports once a second: JSON from the network, taken apart with care."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rt_mmdf.lsl.description import clean_label
+from rt_mmdf.sinks.health import MAX_BYTES
+
+MAX_ENTRIES = 512
+MAX_NAME, MAX_TEXT = 64, 200
+NAN = math.nan
+
+
+@dataclass(frozen=True)
+class StreamHealth:
+    """One sensor stream, as the engine sees it. NaN: not known (yet).
+
+    sfreq : nominal rate, Hz; age_s : since the newest sample was received; chunk : samples that come at once
+    offset_s, drift_ppm, uncertainty_ms : of its clock against the engine's; `drift_ppm` with the error of its sampling rate
+    lost, gaps : samples that never came, and the holes they left; missing : grid samples for which they were too late
+    """
+
+    name: str = ""
+    sfreq: float = NAN
+    n_channels: int = 0
+    received: int = 0
+    age_s: float = NAN
+    chunk: int = 0
+    nonfinite: int = 0
+    reconnected: int = 0
+    offset_s: float = NAN
+    drift_ppm: float = NAN
+    jitter_ms: float = NAN
+    uncertainty_ms: float = NAN
+    arrival_lag_ms: float = NAN
+    lost: int = 0
+    gaps: int = 0
+    missing: int = 0
+
+
+@dataclass(frozen=True)
+class HealthReport:
+    """What the engine said of itself last. NaN and empty: it said nothing of that.
+
+    time : seconds on the engine's clock
+    streams : by modality, ``"eeg"`` and ``"meg"``
+    bad_channels : names and reasons
+    latency_ms : by stage (see `rt_mmdf.runtime.telemetry.LATENCIES`) p50, p90, p99, p99_9 and max of the newest hops
+    marks : the last operator marks, as the engine has recorded them: (stamp on the engine's clock, text)
+    """
+
+    time: float = NAN
+    running_s: float = NAN
+    solver: str = ""
+    modalities: tuple[str, ...] = ()
+    streams: Mapping[str, StreamHealth] = field(default_factory=dict)
+    alignment_uncertainty_ms: float = NAN
+    bad_channels: Mapping[str, str] = field(default_factory=dict)
+    not_imaged: tuple[str, ...] = ()
+    hops: int = 0
+    skipped_hops: int = 0
+    invalid_hops: int = 0
+    missed_deadlines: int = 0
+    longest_miss_run: int = 0
+    budget_ms: float = NAN
+    filter_delay_ms: float = NAN
+    look_ahead_ms: float = NAN
+    latency_ms: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    flags: Mapping[str, int] = field(default_factory=dict)
+    operators_failed: Mapping[str, str] = field(default_factory=dict)
+    marks: tuple[tuple[float, str], ...] = ()
+    cpu_cores: float = NAN
+    rss_mb: float = NAN
+
+
+def read_report(text: str) -> HealthReport | None:
+    """A report as it came; None where the text is none. Sizes, numbers and names are bounded."""
+    if len(text) > MAX_BYTES:
+        return None
+    try:
+        content = json.loads(text, parse_constant=lambda name: None)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(content, dict) or "hops" not in content:
+        return None
+    get = content.get
+    return HealthReport(
+        time=_number(get("time")),
+        running_s=_number(get("running_s")),
+        solver=_text(get("solver"), MAX_NAME),
+        modalities=_texts(get("modalities"))[:2],
+        streams={key: _stream(value) for key, value in _mapping(get("streams")).items() if key in ("eeg", "meg")},
+        alignment_uncertainty_ms=_number(get("alignment_uncertainty_ms")),
+        bad_channels={key: _text(value) for key, value in _mapping(get("bad_channels")).items()},
+        not_imaged=_texts(get("not_imaged")),
+        hops=_count(get("hops")),
+        skipped_hops=_count(get("skipped_hops")),
+        invalid_hops=_count(get("invalid_hops")),
+        missed_deadlines=_count(get("missed_deadlines")),
+        longest_miss_run=_count(get("longest_miss_run")),
+        budget_ms=_number(get("budget_ms")),
+        filter_delay_ms=_number(get("filter_delay_ms")),
+        look_ahead_ms=_number(get("look_ahead_ms")),
+        latency_ms={
+            stage: {key: _number(value) for key, value in _mapping(values).items()}
+            for stage, values in _mapping(get("latency_ms")).items()
+        },
+        flags={key: _count(value) for key, value in _mapping(get("flags")).items()},
+        operators_failed={key: _text(value) for key, value in _mapping(get("operators_failed")).items()},
+        marks=_marks(get("marks")),
+        cpu_cores=_number(get("cpu_cores")),
+        rss_mb=_number(get("rss_mb")),
+    )
+
+
+def _stream(value: Any) -> StreamHealth:
+    content = _mapping(value)
+    get, counts = content.get, _mapping(content.get("counts"))
+    drift, rate_error = _number(get("drift_ppm")), _number(get("rate_error_ppm"))
+    return StreamHealth(
+        name=_text(get("name"), MAX_NAME),
+        sfreq=_number(get("sfreq")),
+        n_channels=_count(get("n_channels")),
+        received=_count(get("received")),
+        age_s=_number(get("age_s")),
+        chunk=_count(get("chunk")),
+        nonfinite=_count(get("nonfinite")),
+        reconnected=_count(get("reconnected")),
+        offset_s=_number(get("offset")),
+        drift_ppm=drift + rate_error,
+        jitter_ms=_number(get("jitter_ms")),
+        uncertainty_ms=_number(get("uncertainty_ms")),
+        arrival_lag_ms=_number(get("arrival_lag_ms")),
+        lost=_count(counts.get("lost")),
+        gaps=_count(counts.get("gaps")),
+        missing=_count(get("missing")),
+    )
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return NAN
+    try:
+        number = float(value)
+    except OverflowError:
+        return NAN
+    return number if math.isfinite(number) else NAN
+
+
+def _count(value: Any) -> int:
+    number = _number(value)
+    return int(number) if 0 <= number < 1e15 else 0
+
+
+def _text(value: Any, limit: int = MAX_TEXT) -> str:
+    return clean_label(value, limit) if isinstance(value, str) else ""
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    return tuple(_text(entry, MAX_NAME) for entry in value[:MAX_ENTRIES]) if isinstance(value, list) else ()
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {}
+    return {clean_label(key, MAX_NAME): entry for key, entry in list(value.items())[:MAX_ENTRIES]}
+
+
+def _marks(value: Any) -> tuple[tuple[float, str], ...]:
+    entries = value[-MAX_ENTRIES:] if isinstance(value, list) else []
+    read = [(_number(m.get("stamp", m.get("time"))), _text(m.get("text"))) for m in entries if isinstance(m, dict)]
+    return tuple((stamp, text) for stamp, text in read if math.isfinite(stamp))
