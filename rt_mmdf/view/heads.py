@@ -57,7 +57,7 @@ def find_head(engine: EngineDescription, folder: Path | None = None, progress: P
     raise HeadModelError(
         f"the head of engine {engine.name!r} is not on this machine: {engine.head!r}, fingerprint "
         f"{engine.fingerprint[:16]}, {engine.n_sources} sources.{refused} Looked in {cache_folder()} and in "
-        f"{len(known_models())} models. Copy the head's folder (made by `rt-mmdf head`) from {engine.host or 'the engine'!r} "
+        f"{len(known_models())} models. Copy the head's folder (made by `rt-mmdf head`) from {engine.host!r} "
         f"to this machine and name it: rt-mmdf view {engine.name} --head FOLDER"
     )
 

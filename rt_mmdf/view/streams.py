@@ -125,7 +125,7 @@ def read_engine(stream: StreamDescription) -> EngineDescription:
     if sum(sides) != stream.n_channels:
         raise StreamDescriptionError(
             f"{where}: it has {stream.n_channels} channels, its head has {sides[0]} + {sides[1]} sources; one channel for "
-            "each source is expected. Nothing can be shown of it: start the engine again, with one version of rt_mmdf everywhere."
+            "each source is expected. Nothing can be shown of it: start the engine again, of the same version."
         )
     if _FINGERPRINT.fullmatch(fingerprint := extra["head/fingerprint"][:65]) is None:
         raise StreamDescriptionError(
