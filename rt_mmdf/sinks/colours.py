@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from rt_mmdf.core.blocks import Float64
 
+GYRUS, SULCUS = 0.80, 0.55  # greys of the cortex
+
 
 @dataclass(frozen=True)
 class ColourRamp:

@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 from rt_mmdf.core.blocks import Float64
 from rt_mmdf.core.errors import SinkError
 from rt_mmdf.headmodel.surface import CorticalSurface, rasterise
-from rt_mmdf.sinks.colours import ColourRamp, readable
+from rt_mmdf.sinks.colours import GYRUS, SULCUS, ColourRamp, readable
 
 PIXELS_PER_MM = 5.0  # of the computed picture; it is averaged over 2 x 2 pixels against jagged edges
-GYRUS, SULCUS = 0.80, 0.55  # greys of the cortex
 BAR_GREY = 0.7
 MARK = "#00d27f"
 STAR: Mapping[str, Any] = {"marker": "*", "ms": 15, "mfc": MARK, "mec": "black", "mew": 1.2}
