@@ -66,8 +66,8 @@ class AverageOutlets:
     ``average/n_times``, ``average/sfreq``, ``average/baseline_s`` (``-0.1 0``, or ``none``), ``average/whitening``,
     ``streams/companion``.
 
-    An update of 5124 sources and 150 latencies is 3 MB. Readers: LSL reckons with 100 samples a second of an irregular stream,
-    so an inlet with room for 10 s holds 1000 samples, six such updates.
+    An update of 5124 sources and 150 latencies is 3 MB. Readers: LSL reckons with 100 samples a second of an irregular
+    stream, so an inlet with room for 10 s holds 1000 samples, six such updates.
 
     Parameters
     ----------

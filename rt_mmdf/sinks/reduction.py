@@ -30,8 +30,8 @@ class Rows:
 
 
 class Reducer:
-    """One row for each `decimation` estimates (or samples of sensors), at absolute indices ``decimation - 1, 2 * decimation -
-    1, ...``.
+    """One row for each `decimation` estimates (or samples of sensors), at absolute indices ``decimation - 1``,
+    ``2 * decimation - 1``, and so on.
 
     An interval with an INVALID estimate is INVALID, and so is one of which samples are missing (start, skipped hops), except
     that `latest` needs only the last. What comes out does not depend on how the estimates were cut into hops.

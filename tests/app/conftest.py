@@ -166,7 +166,7 @@ class Lab:
         """Send everything that was published, and stop the session."""
         try:
             for key in session.imaging.keys_in_advance():
-                session._offer_operator(key)
+                session.operators.offer(key)
             began, sent = self.clock.now(), [0] * len(self._sending)
             for step in range(1, 1 + round(50 * max(times[-1] + 0.05 for _, _, times in self._sending))):
                 now = self.clock.move_to(began + step / 50)

@@ -218,7 +218,7 @@ def test_a_window_is_never_shorter_than_the_model_asks_for(
     lengths = {}
     for window_ms in (None, 50.0, 400.0):
         session = lab.session(content | ({} if window_ms is None else {"window_ms": window_ms}))
-        lengths[window_ms] = session.engine.chain._window.length
+        lengths[window_ms] = session.engine.chain.imager.window_length
         session.stop()
     assert lengths[None] == 19 * 2 + round(0.001 * content.get("hop_ms", 10.0) * SFREQ)  # 20 columns, each second sample
     assert lengths[50.0] == lengths[None]
@@ -239,8 +239,7 @@ def test_the_beamformer_begins_when_it_has_data_and_follows_them(
     def build_at_once() -> None:  # what the worker does, without the thread
         refreshed.append(len(estimates))
         covariances.append(session.imaging.data_cov.covariance()[0])
-        for key in session._wanted.take_all():
-            session._offer_operator(key)
+        session.operators.step(0.0)
 
     want = session.imaging.data_cov.on_refresh
     session.imaging.data_cov.on_refresh = lambda: (want(), build_at_once())
