@@ -44,6 +44,19 @@ class StreamHealth:
 
 
 @dataclass(frozen=True)
+class HeardMark:
+    """An operator mark, as the engine has heard it.
+
+    stamp : seconds on the clock of `host`, which published it; `received`: on the engine's clock
+    """
+
+    stamp: float
+    received: float
+    text: str
+    host: str
+
+
+@dataclass(frozen=True)
 class HealthReport:
     """What the engine said of itself last. NaN and empty: it said nothing of that.
 
@@ -51,7 +64,7 @@ class HealthReport:
     streams : by modality, ``"eeg"`` and ``"meg"``
     bad_channels : names and reasons
     latency_ms : by stage (see `rt_mmdf.runtime.telemetry.LATENCIES`) p50, p90, p99, p99_9 and max of the newest hops
-    marks : the last operator marks, as the engine has recorded them: (stamp on the engine's clock, text)
+    marks : the last operator marks that the engine has heard, oldest first
     """
 
     time: float = NAN
@@ -73,7 +86,7 @@ class HealthReport:
     latency_ms: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     flags: Mapping[str, int] = field(default_factory=dict)
     operators_failed: Mapping[str, str] = field(default_factory=dict)
-    marks: tuple[tuple[float, str], ...] = ()
+    marks: tuple[HeardMark, ...] = ()
     cpu_cores: float = NAN
     rss_mb: float = NAN
 
@@ -171,7 +184,12 @@ def _mapping(value: Any) -> dict[str, Any]:
     return {clean_label(key, MAX_NAME): entry for key, entry in list(value.items())[:MAX_ENTRIES]}
 
 
-def _marks(value: Any) -> tuple[tuple[float, str], ...]:
-    entries = value[-MAX_ENTRIES:] if isinstance(value, list) else []
-    read = [(_number(m.get("stamp", m.get("time"))), _text(m.get("text"))) for m in entries if isinstance(m, dict)]
-    return tuple((stamp, text) for stamp, text in read if math.isfinite(stamp))
+def _marks(value: Any) -> tuple[HeardMark, ...]:
+    newest = _mapping(value).get("newest")
+    entries = newest[-MAX_ENTRIES:] if isinstance(newest, list) else []
+    read = [
+        HeardMark(_number(m.get("stamp")), _number(m.get("received")), _text(m.get("text")), _text(m.get("host"), MAX_NAME))
+        for m in entries
+        if isinstance(m, dict)
+    ]
+    return tuple(mark for mark in read if math.isfinite(mark.stamp) and math.isfinite(mark.received))

@@ -26,13 +26,19 @@ LOOK_S = 0.7
 MAX_BYTES_PER_S = 200e6
 """What a view takes of one stream: 20,484 sources at 1 kHz are 82 MB/s. A header that claims more is refused."""
 MAX_WORD = 64
+MAX_STREAM_NAME = 128
+MAX_SENSOR_HZ = 2000.0
 MAX_LISTED = 8
 MAX_RADIUS_M = 1.0
 """No head is larger; in which unit positions were written is thereby checked as well."""
 
 _CHANNEL = re.compile(r"(lh|rh)-(\d{1,7})")
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
-COMPANIONS = ("companion", "strongest", "health", "sensors", "second", "average", "marks")
+MAX_AVERAGES = 16
+MAX_AVERAGE_BYTES = 64_000_000
+MAX_SENSORS = 2048
+OTHERS = ("companion", "health", "sensors", "second", "marks")
+SENSOR_UNITS = {"eeg": "V", "mag": "T", "grad": "T/m"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +55,9 @@ class EngineDescription:
     positions_mm : (n_sources, 3) float64
     filter_delay_ms : by which the filters delay what is imaged; not in the stamps
     budget_ms : deadline of an estimate after its intended time; NaN where the description does not tell
-    names : of the other streams that this engine may publish, by what they carry: those of `COMPANIONS`
+    names : of the other streams of this engine, by what they carry: ``companion`` and ``health`` always, ``sensors``,
+        ``second`` and ``marks`` where the engine says that it publishes (or listens to) them
+    averages : names of the streams of event-locked averages, by event
     stream : the description itself (name, type, source id, uid)
     """
 
@@ -70,6 +78,7 @@ class EngineDescription:
     filter_delay_ms: float
     budget_ms: float
     names: Mapping[str, str]
+    averages: Mapping[str, str]
     stream: StreamDescription = field(repr=False)
 
     @property
@@ -152,6 +161,7 @@ def read_engine(stream: StreamDescription) -> EngineDescription:
         filter_delay_ms=_number(extra, "filter/delay_ms", math.nan),
         budget_ms=_number(extra, "engine/budget_ms", math.nan),
         names=_names(stream, engine),
+        averages=_averages(stream),
         stream=stream,
     )
 
@@ -298,6 +308,105 @@ def _positions(stream: StreamDescription, where: str) -> NDArray[np.float64]:
 
 
 def _names(stream: StreamDescription, engine: str) -> dict[str, str]:
-    usual = {key: f"{engine}-{key}" for key in COMPANIONS}
-    usual |= {key: f"{stream.name}-{key}" for key in ("companion", "strongest")}
-    return {key: clean_label(stream.extra.get(f"streams/{key}", ""), 128) or name for key, name in usual.items()}
+    told = {key: clean_label(stream.extra.get(f"streams/{key}", ""), MAX_STREAM_NAME) for key in OTHERS}
+    usual = {"companion": f"{stream.name}-companion", "health": f"{engine}-health"}
+    return usual | {key: name for key, name in told.items() if name}
+
+
+def _averages(stream: StreamDescription) -> dict[str, str]:
+    begin = "streams/averages/"
+    told = [(key.removeprefix(begin), name) for key, name in stream.extra.items() if key.startswith(begin)]
+    return {clean_label(event, MAX_WORD): clean_label(name, MAX_STREAM_NAME) for event, name in told[:MAX_AVERAGES]}
+
+
+@dataclass(frozen=True)
+class SensorStream:
+    """The cleaned sensors of an engine, checked.
+
+    names, kinds : of the channels; kinds are ``"eeg"``, ``"mag"``, ``"grad"``, in V, T, T/m
+    sfreq : Hz
+    reduction : ``none``, ``latest`` or ``peak``: what one sample says of those that it stands for
+    """
+
+    names: tuple[str, ...]
+    kinds: tuple[str, ...]
+    sfreq: float
+    reduction: str
+
+
+def read_sensors(stream: StreamDescription) -> SensorStream:
+    """Check a stream of cleaned sensors.
+
+    Raises
+    ------
+    StreamDescriptionError
+        It is not ours, or has channels of other types or units.
+    """
+    where = f"stream {stream.name!r} on {stream.hostname!r}"
+    if stream.extra.get("engine/name") != "rt_mmdf" or stream.dtype != "float32":
+        raise StreamDescriptionError(f"{where}: it is not an engine's stream of sensors. They are shown without it.")
+    if stream.n_channels > MAX_SENSORS or not (math.isfinite(stream.sfreq) and 0 < stream.sfreq <= MAX_SENSOR_HZ):
+        raise StreamDescriptionError(
+            f"{where}: {stream.n_channels} sensors at {stream.sfreq:g} Hz; up to {MAX_SENSORS} at {MAX_SENSOR_HZ:g} Hz "
+            "can be shown. Lower max_hz under [output.sensors]."
+        )
+    for channel in stream.channels:
+        if channel.type not in SENSOR_UNITS or channel.unit != SENSOR_UNITS[channel.type]:
+            raise StreamDescriptionError(
+                f"{where}: channel {clean_label(channel.name, 32)!r} is of type {clean_label(channel.type, 16)!r} in "
+                f"{clean_label(channel.unit, 16)!r}; eeg in V, mag in T and grad in T/m are expected. It is not shown."
+            )
+    names = tuple(clean_label(channel.name, MAX_WORD) for channel in stream.channels)
+    kinds = tuple(channel.type for channel in stream.channels)
+    return SensorStream(names, kinds, stream.sfreq, _label(stream.extra, "sensors/reduction") or "none")
+
+
+@dataclass(frozen=True)
+class AverageStream:
+    """One event-locked average of an engine, checked.
+
+    event : its name; markers: texts that it is locked to
+    latencies : (n_times,) seconds from the event
+    baseline : in words, ``none`` or first and last latency, seconds
+    solver, unit : of its values
+    """
+
+    event: str
+    markers: str
+    latencies: NDArray[np.float64]
+    baseline: str
+    solver: str
+    unit: str
+
+    @property
+    def n_times(self) -> int:
+        return len(self.latencies)
+
+
+def read_average(stream: StreamDescription, engine: EngineDescription) -> AverageStream:
+    """Check a stream of averages against the engine that publishes it.
+
+    Raises
+    ------
+    StreamDescriptionError
+        It is not of this engine's head, contradicts itself, or is too large to be shown.
+    """
+    where = f"stream {stream.name!r} on {stream.hostname!r}"
+    if stream.extra.get("head/fingerprint") != engine.fingerprint or stream.n_channels != engine.n_sources:
+        raise StreamDescriptionError(
+            f"{where}: an average of {stream.n_channels} sources on another head than that of {engine.name!r} "
+            f"({engine.n_sources} sources). It is not shown."
+        )
+    n_times = _whole(stream.extra, "average/n_times", where, 1, max(1, MAX_AVERAGE_BYTES // (4 * stream.n_channels)))
+    begin, end = (_number(stream.extra, f"average/{key}", math.nan) for key in ("tmin_s", "tmax_s"))
+    if not begin <= end or stream.dtype != "float32":
+        raise StreamDescriptionError(f"{where}: an average from {begin:g} to {end:g} s of {stream.dtype}. It is not shown.")
+    unit = _label(stream.extra, "estimate/unit")
+    return AverageStream(
+        event=_label(stream.extra, "average/event"),
+        markers=_label(stream.extra, "average/markers"),
+        latencies=np.linspace(begin, end, n_times),
+        baseline=_label(stream.extra, "average/baseline_s") or "none",
+        solver=_label(stream.extra, "estimate/solver"),
+        unit="" if unit == "dimensionless" else unit,
+    )
