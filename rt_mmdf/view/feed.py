@@ -82,7 +82,9 @@ class ShownMark:
 class FeedState:
     """What is known now; a snapshot that does not change, but `history`, `latencies` and `traces` go on filling.
 
-    status, problem : how it stands, and in plain words what is wrong or waited for, empty where nothing is
+    status : how it stands
+    problem : what is wrong, in plain words and with what to do; empty where nothing is
+    note : what is waited for or being done, in plain words; empty once the engine is shown
     engine, head, history : None before an engine was taken up; kept after it has gone, so that the last minute can be seen
     generation : grows whenever head or history are others than before: what was made of them must be made again
     newest_stamp : of the newest estimate, seconds on the engine's clock; NaN before the first
@@ -100,6 +102,7 @@ class FeedState:
 
     status: Status
     problem: str
+    note: str
     engine: EngineDescription | None
     head: HeadModel | None
     history: History | None
@@ -192,7 +195,7 @@ class Feed:
         self._seconds, self._frame_rate = seconds, frame_rate
         self._workers: list[Worker] = []
         # values that cross threads
-        self._status: NewestValue[tuple[Status, str]] = NewestValue()
+        self._status: NewestValue[tuple[Status, str, str]] = NewestValue()
         self._round: NewestValue[_Round] = NewestValue()
         self._shown: NewestValue[_Shown] = NewestValue()
         self._past: NewestValue[Counts] = NewestValue()
@@ -220,7 +223,7 @@ class Feed:
         self._probed = -math.inf
         self._marks_outlet: MarksOutlet | None = None
         self._own_marks: list[tuple[_OwnMark, ShownMark]] = []
-        self._tell(Status.WAITING)
+        self._tell(Status.WAITING, note=self._waited_for(()))
         self._past.put(Counts())
         if found is not None:
             self._round.put(_Round(self._clock.now(), found))
@@ -277,7 +280,7 @@ class Feed:
 
     def state(self) -> FeedState:
         """What is known now; never waits, from any thread."""
-        status, problem = self._status.get() or (Status.WAITING, "")
+        status, problem, note = self._status.get() or (Status.WAITING, "", "")
         shown, offset, health, link = self._shown.get(), self._offset.get(), self._health.get(), self._link
         second, sensors = self._second.get(), self._sensors.get()
         now = self._clock.now()
@@ -292,6 +295,7 @@ class Feed:
         return FeedState(
             status=status,
             problem=problem,
+            note=note,
             engine=engine,
             head=shown.head if shown else None,
             history=shown.history if shown else None,
@@ -382,7 +386,7 @@ class Feed:
             before = shown.link.engine
             found = [s for s in found if (s.name, s.hostname) == (before.stream.name, before.host)] or found
         if not found:
-            self._tell(Status.WAITING, self._waited_for(looked.found))
+            self._tell(Status.WAITING, note=self._waited_for(looked.found))
             return
         try:
             chosen = choose_engine(found, self._name, self._host)
@@ -396,22 +400,20 @@ class Feed:
         except StreamNotFound as error:  # it was there when the network was asked
             logger.info("view: %s", error)
             self._refused = chosen.uid, self._clock.now() + 1.0
-            self._tell(Status.WAITING, self._waited_for(()))
+            self._tell(Status.WAITING, note=self._waited_for(()))
         except RtMmdfError as error:
             self._refused = chosen.uid, self._clock.now() + RETRY_S
             self._tell(Status.PROBLEM, str(error))
 
     def _waited_for(self, found: Sequence[StreamDescription]) -> str:
-        asked = " ".join(
-            part for part in (f" {self._name!r}" if self._name else "", f"on {self._host!r}" if self._host else "") if part
-        )
+        asked = (f" {self._name!r}" if self._name else "") + (f" on {self._host!r}" if self._host else "")
         others = engines_among(found)
         on_offer = f" On this network there is:\n{listing(others)}" if others else ""
         return f"waiting for an engine{asked}: `rt-mmdf monitor` or `rt-mmdf demo`, on this machine or another.{on_offer}"
 
     def _open(self, stream: StreamDescription, found: Sequence[StreamDescription]) -> None:
         if (self._status.get() or (None,))[0] is not Status.PROBLEM:  # else its text would flicker at every new trial
-            self._tell(Status.OPENING, f"opening {stream.name}")
+            self._tell(Status.OPENING, note=f"opening {stream.name}")
         before = self._shown.get()
         link = EstimateLink(self._transport, stream, found)
         try:
@@ -440,10 +442,10 @@ class Feed:
             self._past.put((self._past.get() or Counts()) + link.counts)
             self._link = None
             link.close()
-            self._tell(Status.WAITING, self._waited_for(()))
+            self._tell(Status.WAITING, note=self._waited_for(()))
 
-    def _tell(self, status: Status, problem: str = "") -> None:
-        self._status.put((status, problem))
+    def _tell(self, status: Status, problem: str = "", note: str = "") -> None:
+        self._status.put((status, problem, note))
 
     def receive_second(self) -> None:
         """Take up the second solver's stream, or pull it once."""

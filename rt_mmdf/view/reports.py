@@ -12,6 +12,7 @@ from rt_mmdf.lsl.description import clean_label
 from rt_mmdf.sinks.health import MAX_BYTES
 
 MAX_ENTRIES = 512
+MAX_PROBLEMS = 8
 MAX_NAME, MAX_TEXT = 64, 200
 NAN = math.nan
 
@@ -20,21 +21,33 @@ NAN = math.nan
 class StreamHealth:
     """One sensor stream, as the engine sees it. NaN: not known (yet).
 
-    sfreq : nominal rate, Hz; age_s : since the newest sample was received; chunk : samples that come at once
-    offset_s, drift_ppm, uncertainty_ms : of its clock against the engine's; `drift_ppm` with the error of its sampling rate
+    hostname : machine that sends it
+    sfreq : nominal rate; rate_hz : samples a second that arrived lately
+    age_s : since the newest sample was received; silent : for more than 2 s; missing_now : the newest estimate is without it
+    chunk : samples that come at once
+    offset_s, offset_uncertainty_ms : of its clock, to be added to its stamps
+    drift_ppm, drift_uncertainty_ppm : of what it stamps against the engine's clock: drift of its clock and error of its
+        sampling rate together; uncertainties are two standard deviations
+    uncertainty_ms : of the newest sample's time
     lost, gaps : samples that never came, and the holes they left; missing : grid samples for which they were too late
     """
 
     name: str = ""
+    hostname: str = ""
     sfreq: float = NAN
+    rate_hz: float = NAN
     n_channels: int = 0
     received: int = 0
     age_s: float = NAN
+    silent: bool = False
+    missing_now: bool = False
     chunk: int = 0
     nonfinite: int = 0
     reconnected: int = 0
     offset_s: float = NAN
+    offset_uncertainty_ms: float = NAN
     drift_ppm: float = NAN
+    drift_uncertainty_ppm: float = NAN
     jitter_ms: float = NAN
     uncertainty_ms: float = NAN
     arrival_lag_ms: float = NAN
@@ -65,6 +78,7 @@ class HealthReport:
     bad_channels : names and reasons
     latency_ms : by stage (see `rt_mmdf.runtime.telemetry.LATENCIES`) p50, p90, p99, p99_9 and max of the newest hops
     marks : the last operator marks that the engine has heard, oldest first
+    problems : why a part of the engine gives nothing (a second solver, averages, markers that are not heard), in its words
     """
 
     time: float = NAN
@@ -87,6 +101,7 @@ class HealthReport:
     flags: Mapping[str, int] = field(default_factory=dict)
     operators_failed: Mapping[str, str] = field(default_factory=dict)
     marks: tuple[HeardMark, ...] = ()
+    problems: tuple[str, ...] = ()
     cpu_cores: float = NAN
     rss_mb: float = NAN
 
@@ -126,6 +141,7 @@ def read_report(text: str) -> HealthReport | None:
         flags={key: _count(value) for key, value in _mapping(get("flags")).items()},
         operators_failed={key: _text(value) for key, value in _mapping(get("operators_failed")).items()},
         marks=_marks(get("marks")),
+        problems=_problems(content),
         cpu_cores=_number(get("cpu_cores")),
         rss_mb=_number(get("rss_mb")),
     )
@@ -135,17 +151,24 @@ def _stream(value: Any) -> StreamHealth:
     content = _mapping(value)
     get, counts = content.get, _mapping(content.get("counts"))
     drift, rate_error = _number(get("drift_ppm")), _number(get("rate_error_ppm"))
+    drift_u, rate_u = _number(get("drift_uncertainty_ppm")), _number(get("rate_uncertainty_ppm"))
     return StreamHealth(
         name=_text(get("name"), MAX_NAME),
+        hostname=_text(get("hostname"), MAX_NAME),
         sfreq=_number(get("sfreq")),
+        rate_hz=_number(get("rate_hz")),
         n_channels=_count(get("n_channels")),
         received=_count(get("received")),
         age_s=_number(get("age_s")),
+        silent=get("silent") is True,
+        missing_now=get("missing_now") is True,
         chunk=_count(get("chunk")),
         nonfinite=_count(get("nonfinite")),
         reconnected=_count(get("reconnected")),
         offset_s=_number(get("offset")),
+        offset_uncertainty_ms=_number(get("offset_uncertainty_ms")),
         drift_ppm=drift + rate_error,
+        drift_uncertainty_ppm=math.hypot(drift_u, rate_u),
         jitter_ms=_number(get("jitter_ms")),
         uncertainty_ms=_number(get("uncertainty_ms")),
         arrival_lag_ms=_number(get("arrival_lag_ms")),
@@ -193,3 +216,14 @@ def _marks(value: Any) -> tuple[HeardMark, ...]:
         if isinstance(m, dict)
     ]
     return tuple(mark for mark in read if math.isfinite(mark.stamp) and math.isfinite(mark.received))
+
+
+def _problems(content: Mapping[str, Any]) -> tuple[str, ...]:
+    average = _mapping(content.get("average"))
+    failed = _mapping(_mapping(content.get("second")).get("operators_failed"))
+    told = (
+        ("average", average.get("problem")),
+        ("markers", _mapping(average.get("markers")).get("problem")),
+        *((f"second solver without {_text(key, MAX_NAME)}", reason) for key, reason in failed.items()),
+    )
+    return tuple(f"{what}: {text}" for what, reason in told if (text := _text(reason)))[:MAX_PROBLEMS]
