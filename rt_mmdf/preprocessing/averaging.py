@@ -279,7 +279,7 @@ class RunningAverages:
             return
         own.total += epoch
         own.n_trials += 1
-        own.newest = time
+        own.newest = max(time, own.newest) if own.n_trials > 1 else time
         own.bads |= bads
 
 
