@@ -8,7 +8,7 @@ import sys
 import uuid
 from collections import deque
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -112,6 +112,7 @@ def run_demo(
     *,
     progress: Progress | None = None,
     on_status: Callable[[dict[str, Any]], None] | None = None,
+    beside: Callable[[str, Path | None], AbstractContextManager[None]] = lambda name, head: nullcontext(),
     keep_waiting: Callable[[float], None],
 ) -> DemoResult:
     """Replay and image; ends after `seconds` of estimates, when the replay ends, or with a KeyboardInterrupt.
@@ -120,6 +121,8 @@ def run_demo(
     ----------
     progress : called while things are prepared
     on_status : called about twice a second while it runs, with `Session.status`
+    beside : entered while it runs, with the name of the engine and the folder of its head (None: the template or the
+        model's own); what shows the estimates, for example
     keep_waiting : called with the seconds to wait between two looks at the session; a KeyboardInterrupt in it ends the
         demonstration early, with the scorecard
 
@@ -147,7 +150,7 @@ def run_demo(
             keep_map=True,
         )
         began = transport.clock.now()
-        with session, suppress(KeyboardInterrupt):
+        with beside(prefix, settings.head), session, suppress(KeyboardInterrupt):
             while not (replay.ended or _lasted(watcher) >= settings.seconds):
                 keep_waiting(0.5)
                 session.check()

@@ -23,7 +23,7 @@ from rt_mmdf.core.errors import RtMmdfError, StreamError, StreamNotFound
 from rt_mmdf.headmodel.head import HeadModel
 from rt_mmdf.lsl.description import clean_label
 from rt_mmdf.lsl.interface import ClockOffset, Inlet, OffsetProbe, StreamDescription, Transport
-from rt_mmdf.runtime.mailbox import Mailbox, NewestValue
+from rt_mmdf.runtime.mailbox import Mailbox, NewestValue, Signal
 from rt_mmdf.runtime.worker import Worker
 from rt_mmdf.sinks.marks import MAX_TEXT, Command, MarksOutlet
 from rt_mmdf.view.heads import find_head
@@ -197,6 +197,7 @@ class Feed:
         # values that cross threads
         self._status: NewestValue[tuple[Status, str, str]] = NewestValue()
         self._round: NewestValue[_Round] = NewestValue()
+        self._looked = Signal()
         self._shown: NewestValue[_Shown] = NewestValue()
         self._past: NewestValue[Counts] = NewestValue()
         self._second: NewestValue[tuple[EstimateLink, History] | None] = NewestValue()
@@ -227,6 +228,7 @@ class Feed:
         self._past.put(Counts())
         if found is not None:
             self._round.put(_Round(self._clock.now(), found))
+            self._looked.ring()
 
     # running
 
@@ -319,6 +321,13 @@ class Feed:
             counts=past if link is None else past + link.counts,
         )
 
+    def require_one(self, timeout_s: float = 5.0) -> None:
+        """Wait for the first look at the network; raise StreamAmbiguous, with a list, where several engines fit."""
+        self._looked.wait(timeout_s)
+        looked = self._round.get()
+        if looked is not None and len(found := engines_among(looked.found, self._name, self._host)) > 1:
+            choose_engine(found, self._name, self._host)
+
     def mark(self, text: str, time: float | None = None, command: Command = "") -> bool:
         """Publish an operator mark; whether there is an engine that listens.
 
@@ -350,6 +359,7 @@ class Feed:
             logger.warning("view: %s", error)
             return
         self._round.put(_Round(now, found))
+        self._looked.ring()
 
     def receive(self) -> None:
         """Take up an engine, or pull its estimates once."""
