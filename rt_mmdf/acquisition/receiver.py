@@ -273,7 +273,7 @@ class MarkerReceiver:
         self._description: StreamDescription | None = None
         self.events: Mailbox[Marker] = Mailbox(10000, signal)
         self.n_reconnected = 0
-        self.problem = f"no stream with {settings.wanted()} so far"
+        self.problem = "not looked for so far"
         self._looked = transport.clock.now()
         if patient:
             self._look_again()
@@ -320,7 +320,8 @@ class MarkerReceiver:
             except StreamNotFound as error:  # gone again
                 self.problem = str(error)
         elif self._inlet is None:
-            self.problem = f"{len(found)} streams with {wanted.wanted()}; exactly one is expected"
+            many = f"{len(found)} streams with {wanted.wanted()}; exactly one is expected"
+            self.problem = many if found else f"no stream with {wanted.wanted()}"
 
     @property
     def _uid(self) -> str:
