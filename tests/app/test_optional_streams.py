@@ -1,4 +1,4 @@
-"""What the engine publishes and hears on request: sensors, a second solver, averages, marks. Over memory, without threads."""
+"""What the engine publishes and hears on request: sensors, a second solver, averages, marks; over memory, no threads."""
 
 from __future__ import annotations
 
