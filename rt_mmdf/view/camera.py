@@ -21,7 +21,7 @@ PRESETS: dict[str, tuple[float, float]] = {
     "front": (90.0, 0.0),
     "back": (-90.0, 0.0),
 }
-START = (-120.0, 40.0)  # both hemispheres from behind, above and a little from the left
+START = (-90.0, 50.0)  # both hemispheres from behind and above
 FIELD_OF_VIEW = 22.0  # degrees that the cortex fills: little perspective, so that sizes can be compared
 FILLED = 0.93  # of a panel
 ZOOM = (0.3, 12.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from PySide6.QtCore import QRectF, QSize, Qt
+from PySide6.QtCore import QPointF, QRectF, QSize, Qt
 from PySide6.QtGui import QColor, QFont, QFontMetricsF, QImage, QPainter, QPaintEvent, QPen
 from PySide6.QtWidgets import QSizePolicy, QWidget
 
@@ -73,7 +73,7 @@ class ColourBar(QWidget):
         for place, number in self._scale.ticks:
             y = bar.bottom() - place * length
             painter.setPen(QPen(QColor(self._theme.text), 1))
-            painter.drawLine(bar.right() + 1, y, bar.right() + 5, y)
+            painter.drawLine(QPointF(bar.right() + 1, y), QPointF(bar.right() + 5, y))
             if bar.bottom() - y < written + 0.95 * line:
                 continue  # the number would stand on the one below
             written = bar.bottom() - y

@@ -165,7 +165,7 @@ class ColourScale:
         """Where on the table values are, 0 to 1: signed ones from ``-high`` to `high`, magnitudes from 0 to `high`."""
         along = np.asarray(values, dtype=np.float32) / np.float32(self.high)
         along = 0.5 + 0.5 * along if self.signed else np.abs(along)
-        return np.clip(along, 0.0, 1.0)
+        return np.asarray(np.clip(along, 0.0, 1.0), dtype=np.float32)
 
     @cached_property
     def _table(self) -> NDArray[np.uint8]:

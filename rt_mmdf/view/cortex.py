@@ -148,6 +148,20 @@ class Cortex:
         """Triangles of the left hemisphere, which come first."""
         return int(np.count_nonzero(self.triangles[:, 0] < self.n_left))
 
+    @cached_property
+    def is_closed(self) -> bool:
+        """Whether the mesh has no hole and its triangles face outwards, so that nobody can see its inside."""
+        corner, follower = self.triangles.astype(np.int64), np.roll(self.triangles, -1, axis=1).astype(np.int64)
+        there = np.sort((corner * self.n_vertices + follower).ravel())
+        back = np.sort((follower * self.n_vertices + corner).ravel())
+        if not np.array_equal(there, back) or (np.diff(there) == 0).any():
+            return False
+        for part in (self.triangles[: self.n_left_triangles], self.triangles[self.n_left_triangles :]):
+            a, b, c = (self.meshes["white"][part[:, i]].astype(np.float64) for i in range(3))
+            if np.einsum("ij,ij->", a, np.cross(b, c)) <= 0:
+                return False
+        return True
+
     def vertices(self, surface: str) -> Float32:
         """(n_vertices, 3) millimetres. Inflated hemispheres lie side by side, `GAP_MM` apart; others where they are."""
         if surface not in self.meshes:

@@ -38,10 +38,8 @@ class FlatBrainView(BrainPane):
     theme : Theme
     """
 
-    def __init__(self, cortex: Cortex, *, theme: Theme, parent: QWidget | None = None) -> None:
+    def __init__(self, cortex: Cortex, *, theme: Theme) -> None:
         super().__init__(cortex, RasterCanvas(cortex), theme, turns=False)
-        if parent is not None:
-            self.setParent(parent)
 
 
 def make_brain_view(cortex: Cortex, theme: Theme, *, flat: bool = False) -> tuple[BrainView | FlatBrainView, str]:
@@ -171,7 +169,7 @@ class _Covered:
         if stale:
             rgb = np.repeat(STALE_LIGHT * (rgb @ np.array([0.2126, 0.7152, 0.0722], dtype=np.float32))[:, None], 3, axis=1)
         picture = np.empty((self._shape[0] * self._shape[1], 3), dtype=np.uint8)
-        picture[:] = background.getRgb()[:3]
+        picture[:] = (background.red(), background.green(), background.blue())
         picture[self._place] = np.rint(rgb)
         height, width = self._shape
         return QImage(picture.data, width, height, 3 * width, QImage.Format.Format_RGB888).copy()

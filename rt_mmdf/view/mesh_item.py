@@ -1,4 +1,4 @@
-"""The cortex as one item of pyqtgraph's OpenGL scene: a mesh that stays, and one number per vertex that changes."""
+"""The cortex on the graphics card: a mesh that stays, and one number per vertex that changes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from OpenGL import GL
-from pyqtgraph.opengl.GLGraphicsItem import GLGraphicsItem
 from PySide6.QtGui import QOpenGLContext, QSurfaceFormat
 
 from rt_mmdf.core.blocks import Float32
@@ -20,18 +19,19 @@ from rt_mmdf.view.colours import N_COLOURS, ColourScale
 from rt_mmdf.view.cortex import Cortex
 from rt_mmdf.view.pane import AMBIENT, STALE_LIGHT
 
+DOWNWARDS = np.diag([1.0, -1.0, 1.0, 1.0])
 POSITION, NORMAL, SULC, VALUE = range(4)
 
 VERTEX_SHADER = """
 IN vec3 position; IN vec3 normal; IN float sulc; IN float value;
-uniform mat4 view; uniform mat4 clip; uniform float gain; uniform float two_sided;
+uniform mat4 view; uniform mat4 clip; uniform float gain; uniform float diverging;
 OUT float light; OUT float depth_of_sulcus; OUT float along;
 void main() {
     vec4 seen = view * vec4(position, 1.0);
     vec3 outward = normalize(mat3(view[0].xyz, view[1].xyz, view[2].xyz) * normal);
     light = AMBIENT + (1.0 - AMBIENT) * abs(dot(outward, normalize(seen.xyz)));
     depth_of_sulcus = sulc;
-    along = two_sided > 0.5 ? 0.5 + 0.5 * gain * value : gain * abs(value);
+    along = diverging > 0.5 ? 0.5 + 0.5 * gain * value : gain * abs(value);
     gl_Position = clip * seen;
 }
 """
@@ -76,7 +76,7 @@ CONSTANTS = "".join(
 )
 
 
-class CortexItem(GLGraphicsItem):
+class CortexMesh:
     """Static mesh, one float per vertex and frame, colours from a table on the graphics card.
 
     Light comes from the camera and falls on both sides of the mesh. A frame uploads the values of the vertices and nothing
@@ -84,7 +84,6 @@ class CortexItem(GLGraphicsItem):
     """
 
     def __init__(self, cortex: Cortex) -> None:
-        super().__init__()
         self._cortex = cortex
         self._surface = cortex.surfaces[0]
         self._values = np.zeros(cortex.n_vertices, dtype=np.float32)
@@ -93,8 +92,6 @@ class CortexItem(GLGraphicsItem):
         self._new_values = self._new_table = True
         self._geometry: dict[str, Any] = {}
         self._shots: tuple[Shot, ...] = ()
-        self._height = 1.0
-        self._ratio = 1.0
 
     def set_surface(self, surface: str) -> None:
         """Draw this surface from now on."""
@@ -114,61 +111,57 @@ class CortexItem(GLGraphicsItem):
         """Grey and darker, whatever the values are."""
         self._stale = stale
 
-    def set_shots(self, shots: tuple[Shot, ...], height: float, ratio: float) -> None:
-        """What `paint` paints; `height` of the picture in pixels of the projections, `ratio` of them to the device's."""
-        self._shots, self._height, self._ratio = shots, height, ratio
+    def set_shots(self, shots: tuple[Shot, ...]) -> None:
+        """What `paint` paints."""
+        self._shots = shots
 
-    def initializeGL(self) -> None:
-        """Upload what stays; again after the widget got another context."""
-        context = QOpenGLContext.currentContext()
+    def upload(self, context: QOpenGLContext) -> None:
+        """Upload what stays to `context`, which is current and nobody else's; ViewError where it is too old."""
         self._program = compiled(context)
-        names = ("view", "clip", "gain", "two_sided", "table", "stale")
+        names = ("view", "clip", "gain", "diverging", "table", "stale")
         self._uniform = {name: GL.glGetUniformLocation(self._program, name) for name in names}
+        if _is_core(context):
+            GL.glBindVertexArray(GL.glGenVertexArrays(1))
+        GL.glUseProgram(self._program)
+        GL.glUniform1i(self._uniform["table"], 0)
+        GL.glEnable(GL.GL_DEPTH_TEST)
+        if self._cortex.is_closed:  # what is inside is never seen, and half of the work
+            GL.glEnable(GL.GL_CULL_FACE)
+            GL.glFrontFace(GL.GL_CW)  # the picture is drawn from the top down
         self._geometry = {}
         self._sulc = _buffer(GL.GL_ARRAY_BUFFER, self._cortex.sulc, GL.GL_STATIC_DRAW)
-        self._triangles = _buffer(GL.GL_ELEMENT_ARRAY_BUFFER, self._cortex.triangles.astype(np.uint32), GL.GL_STATIC_DRAW)
         self._value = _buffer(GL.GL_ARRAY_BUFFER, self._values, GL.GL_DYNAMIC_DRAW)
-        self._table = GL.glGenTextures(1)
+        triangles = _buffer(GL.GL_ELEMENT_ARRAY_BUFFER, self._cortex.triangles.astype(np.uint32), GL.GL_STATIC_DRAW)
+        GL.glBindBuffer(GL.GL_ELEMENT_ARRAY_BUFFER, triangles)
+        for place in (POSITION, NORMAL, SULC, VALUE):
+            GL.glEnableVertexAttribArray(place)
+        GL.glActiveTexture(GL.GL_TEXTURE0)
+        GL.glBindTexture(GL.GL_TEXTURE_2D, GL.glGenTextures(1))
         self._new_values = self._new_table = True
 
-    def paint(self) -> None:
-        """Paint all shots into the current context."""
+    def paint(self, ratio: float) -> None:
+        """Paint all shots into the current context, rows from the top down; `ratio` of the device's pixels to theirs."""
         if self._scale is None:
             return
-        GL.glEnable(GL.GL_DEPTH_TEST)
-        GL.glDisable(GL.GL_BLEND)
-        GL.glDisable(GL.GL_CULL_FACE)
-        GL.glUseProgram(self._program)
-        GL.glActiveTexture(GL.GL_TEXTURE0)
-        GL.glBindTexture(GL.GL_TEXTURE_2D, self._table)
         if self._new_table:
             self._upload_table(self._scale.table())
         for place, buffer, size in (*self._surface_buffers(), (SULC, self._sulc, 1), (VALUE, self._value, 1)):
             GL.glBindBuffer(GL.GL_ARRAY_BUFFER, buffer)
-            GL.glEnableVertexAttribArray(place)
             GL.glVertexAttribPointer(place, size, GL.GL_FLOAT, False, 0, None)
-        if self._new_values:  # the buffer of the values is bound last
+        if self._new_values:  # their buffer is the one that was bound last
             GL.glBufferSubData(GL.GL_ARRAY_BUFFER, 0, self._values.nbytes, self._values)
             self._new_values = False
-        GL.glUniform1i(self._uniform["table"], 0)
         GL.glUniform1f(self._uniform["gain"], 1 / self._scale.high)
-        GL.glUniform1f(self._uniform["two_sided"], float(self._scale.signed))
+        GL.glUniform1f(self._uniform["diverging"], float(self._scale.signed))
         GL.glUniform1f(self._uniform["stale"], float(self._stale))
-        GL.glBindBuffer(GL.GL_ELEMENT_ARRAY_BUFFER, self._triangles)
         for shot in self._shots:
-            self._draw(shot)
-        GL.glBindBuffer(GL.GL_ELEMENT_ARRAY_BUFFER, 0)
-        GL.glBindBuffer(GL.GL_ARRAY_BUFFER, 0)
-        for place in (POSITION, NORMAL, SULC, VALUE):
-            GL.glDisableVertexAttribArray(place)
-        GL.glBindTexture(GL.GL_TEXTURE_2D, 0)
-        GL.glUseProgram(0)
+            self._draw(shot, ratio)
 
-    def _draw(self, shot: Shot) -> None:
-        left, top, width, height = (self._ratio * side for side in shot.projection.box)
-        GL.glViewport(round(left), round(self._ratio * self._height - top - height), round(width), round(height))
+    def _draw(self, shot: Shot, ratio: float) -> None:
+        left, top, width, height = (round(ratio * side) for side in shot.projection.box)
+        GL.glViewport(left, top, width, height)
         GL.glUniformMatrix4fv(self._uniform["view"], 1, True, shot.projection.view.astype(np.float32))
-        GL.glUniformMatrix4fv(self._uniform["clip"], 1, True, shot.projection.clip.astype(np.float32))
+        GL.glUniformMatrix4fv(self._uniform["clip"], 1, True, (DOWNWARDS @ shot.projection.clip).astype(np.float32))
         n_left, n_all = self._cortex.n_left_triangles, len(self._cortex.triangles)
         first, last = {0: (0, n_left), 1: (n_left, n_all)}.get(shot.hemisphere, (0, n_all))  # type: ignore[arg-type]
         offset = c_void_p(12 * first)
@@ -185,8 +178,8 @@ class CortexItem(GLGraphicsItem):
 
     def _upload_table(self, table: NDArray[np.uint8]) -> None:
         for name, value in (
-            (GL.GL_TEXTURE_MIN_FILTER, GL.GL_LINEAR),
-            (GL.GL_TEXTURE_MAG_FILTER, GL.GL_LINEAR),
+            (GL.GL_TEXTURE_MIN_FILTER, GL.GL_NEAREST),
+            (GL.GL_TEXTURE_MAG_FILTER, GL.GL_NEAREST),
             (GL.GL_TEXTURE_WRAP_S, GL.GL_CLAMP_TO_EDGE),
             (GL.GL_TEXTURE_WRAP_T, GL.GL_CLAMP_TO_EDGE),
         ):
@@ -206,10 +199,13 @@ def _buffer(target: Any, content: NDArray[Any], usage: Any) -> Any:
     return buffer
 
 
+def _is_core(context: QOpenGLContext) -> bool:
+    return context.format().profile() == QSurfaceFormat.OpenGLContextProfile.CoreProfile
+
+
 def compiled(context: QOpenGLContext) -> Any:
     """The program of both shaders in `context`, which is current; ViewError where it refuses them."""
-    core = context.format().profile() == QSurfaceFormat.OpenGLContextProfile.CoreProfile
-    dialect = EMBEDDED if context.isOpenGLES() else CORE if core else DESKTOP
+    dialect = EMBEDDED if context.isOpenGLES() else CORE if _is_core(context) else DESKTOP
     program = GL.glCreateProgram()
     for kind, first, body in (
         (GL.GL_VERTEX_SHADER, dialect.vertex, VERTEX_SHADER),

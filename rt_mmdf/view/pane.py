@@ -69,6 +69,8 @@ class BrainPane(QWidget):
         self._values: Float32 | None = None
         self._stale: str | None = None
         self._mark: int | None = None
+        self._letters: list[tuple[str, float, float]] = []
+        self._rings: list[QPointF] = []
         self._pressed: QPointF | None = None
         self._last = QPointF()
         self._dragged = False
@@ -154,7 +156,7 @@ class BrainPane(QWidget):
     def mark(self, vertex: int | None) -> None:
         """A ring around a vertex of the mesh, wherever it can be seen; None takes it away."""
         self._mark = vertex
-        self._words.update()
+        self._find_rings()
 
     # from where
 
@@ -193,8 +195,11 @@ class BrainPane(QWidget):
         found = None if shot is None else self._under(shot, (x, y))
         return None if found is None else found[0]
 
-    def grab_image(self) -> NDArray[np.uint8]:
-        """(height, width, 3) of the brain and its colour bar as they are on the screen, in the device's pixels."""
+    def grab_image(self, *, smooth: bool = True) -> NDArray[np.uint8]:
+        """(height, width, 3) of the brain and its colour bar as they are on the screen, in the device's pixels.
+
+        `smooth` edges, where they cost time: for snapshots, rather than for films.
+        """
         image = self.grab().toImage().convertToFormat(QImage.Format.Format_RGB888)
         rows = np.frombuffer(image.constBits(), np.uint8).reshape(image.height(), image.bytesPerLine())
         return rows[:, : 3 * image.width()].reshape(image.height(), image.width(), 3).copy()
@@ -214,6 +219,12 @@ class BrainPane(QWidget):
         self._shots = tuple(shots)
         self._canvas.set_shots(self._shots)
         self._words.setGeometry(0, 0, width, height)
+        self._letters = [letter for shot in self._shots for letter in self._letters_of(shot)]
+        self._find_rings()
+
+    def _find_rings(self) -> None:
+        places = () if self._mark is None else self.project(self._mark)
+        self._rings = [QPointF(x, y) for x, y, seen in places if seen]
         self._words.update()
 
     def _say(self) -> None:
@@ -245,41 +256,37 @@ class BrainPane(QWidget):
         painter.setRenderHint(QPainter.RenderHint.Antialiasing)
         line = QFontMetricsF(painter.font()).height()
         muted = QColor(self._theme.muted)
+        painter.setPen(muted)
         for shot, camera in zip(self._shots, self.cameras, strict=True):
             left, top, width, _ = shot.projection.box
             if shot.panel.side:
                 home = shot.panel.home
                 turned = (camera.azimuth, camera.elevation) != (home.azimuth, home.elevation)
-                painter.setPen(muted)
                 name = shot.panel.side if turned else f"{shot.panel.side}, {shot.panel.view}"
                 painter.drawText(QRectF(left + 12, top + 8, width - 24, line), Qt.AlignmentFlag.AlignLeft, name)
-            else:
-                painter.setPen(muted)
-                painter.setFont(_larger(self.font(), 1.25))
-                for letter, x, y in self._letters(shot, line):
-                    painter.drawText(QRectF(x - line, y - line, 2 * line, 2 * line), Qt.AlignmentFlag.AlignCenter, letter)
-        if self._mark is not None:
-            for x, y, seen in self.project(self._mark):
-                if seen:
-                    painter.setBrush(Qt.BrushStyle.NoBrush)
-                    for colour, wide in (("#000000", 4.5), (MARK_COLOUR, 2.5)):
-                        painter.setPen(QPen(QColor(colour), wide))
-                        painter.drawEllipse(QPointF(x, y), 8, 8)
+        painter.setFont(_larger(self.font(), 1.25))
+        for letter, x, y in self._letters:
+            painter.drawText(QRectF(x - line, y - line, 2 * line, 2 * line), Qt.AlignmentFlag.AlignCenter, letter)
+        for at in self._rings:
+            for colour, wide in (("#000000", 4.5), (MARK_COLOUR, 2.5)):
+                painter.setPen(QPen(QColor(colour), wide))
+                painter.drawEllipse(at, 8, 8)
         if notice:
             self._announce(painter, notice)
 
-    def _letters(self, shot: Shot, line: float) -> list[tuple[str, float, float]]:
+    def _letters_of(self, shot: Shot) -> list[tuple[str, float, float]]:
         """L and R beside the cortex, where left and right can be told apart from this direction."""
+        if shot.hemisphere is not None:
+            return []
         across = shot.projection.view[0, 0]
         if abs(across) < 0.35:
             return []
+        line = QFontMetricsF(self.font()).height()
         at, _ = shot.projection.pixels(self.cortex.vertices(self._surface))
         (left, top), (right, bottom) = at.min(axis=0), at.max(axis=0)
         ends = [left - line, right + line] if across > 0 else [right + line, left - line]
-        width = self._widget.width()
-        return [
-            (name, float(np.clip(x, line, width - line)), 0.5 * (top + bottom)) for name, x in zip("LR", ends, strict=True)
-        ]
+        inside = np.clip(ends, line, self._widget.width() - line).tolist()
+        return [(name, x, 0.5 * float(top + bottom)) for name, x in zip("LR", inside, strict=True)]
 
     def _announce(self, painter: QPainter, notice: str) -> None:
         painter.setFont(_larger(self.font(), 1.7))
