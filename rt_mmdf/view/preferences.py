@@ -14,7 +14,7 @@ from rt_mmdf.view.themes import ThemeName
 
 Surface = Literal["inflated", "pial", "white"]
 Layout = Literal["both", "split"]
-ReductionName = Literal["rms", "peak", "latest"]
+MeasureName = Literal["rms", "peak", "latest"]
 ScaleMode = Literal["fixed", "auto"]
 
 MAX_LIMITS = 50  # solvers and units whose limits are kept
@@ -24,14 +24,14 @@ MAX_LIMITS = 50  # solvers and units whose limits are kept
 class Preferences:
     """Everything has a default; what a file holds that does not fit counts as not there.
 
-    limits : for ``solver / unit``: threshold, full opacity and end of the colours. A scale belongs to the solver and unit
+    limits : for ``solver / unit / measure``: threshold, full opacity and end of the colours. A scale belongs to the solver, unit and measure
         for which it was calibrated and is never used for another.
     """
 
     theme: ThemeName = "dark"
     surface: Surface = "inflated"
     layout: Layout = "both"
-    reduction: ReductionName = "rms"
+    measure: MeasureName = "rms"
     scale_mode: ScaleMode = "fixed"
     compare: bool = False
     limits: dict[str, tuple[float, float, float]] = field(default_factory=dict)
@@ -41,7 +41,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "theme": get_args(ThemeName),
     "surface": get_args(Surface),
     "layout": get_args(Layout),
-    "reduction": get_args(ReductionName),
+    "measure": get_args(MeasureName),
     "scale_mode": get_args(ScaleMode),
 }
 

@@ -38,7 +38,7 @@ SHORTCUTS = (
     Shortcut("layout", ("V",), "together, or lateral and medial apart", BRAIN),
     Shortcut("compare", ("X",), "second solver beside the first", BRAIN),
     Shortcut("unpick", ("Esc",), "forget the picked place", BRAIN),
-    Shortcut("reduction", ("R",), "next reduction: RMS, peak, latest", COLOUR),
+    Shortcut("measure", ("R",), "show RMS, peak or latest of each picture's 40 ms", COLOUR),
     Shortcut("auto", ("A",), "limits: fixed, or slowly adapting", COLOUR),
     Shortcut("calibrate", ("C",), "fix the limits from the last 10 s", COLOUR),
     Shortcut("lower", ("[",), "limits 10 % lower: more is shown", COLOUR),

@@ -42,7 +42,7 @@ def test_a_first_start_has_defaults(tmp_path: Path) -> None:
         ("theme", "sepia"),
         ("surface", "3"),
         ("layout", "\x00\xff"),
-        ("reduction", ""),
+        ("measure", ""),
         ("scale_mode", "['auto']"),
         ("compare", "perhaps"),
         ("limits", "{"),

@@ -50,6 +50,7 @@ def banner_of(
     connected: bool,
     silent: bool,
     problem: str,
+    note: str,
     age_s: float,
     flags: Flag | None,
     valid: bool | None,
@@ -60,18 +61,19 @@ def banner_of(
     ----------
     connected : whether an engine has been taken up
     silent : whether it brings nothing (any more)
-    problem : why, in plain words; empty where nothing is wrong
+    problem : what is wrong and what to do, in plain words; empty where nothing is
+    note : what is waited for, in plain words
     age_s : of the newest estimate; NaN where unknown
     flags : of the picture that is shown; None where they are not known
     valid : whether that picture is an estimate; None where there is no picture
     """
     if not connected:
-        return Banner("NO ENGINE", problem or "Looking for its streams on the network …", bad=bool(problem))
+        return Banner("NO ENGINE", problem or note or "Looking for its streams on the network …", bad=bool(problem))
     if silent:
         since = f": last estimate {spoken(age_s)} ago" if age_s == age_s else ""
-        return Banner(f"ENGINE SILENT{since}", problem)
+        return Banner(f"ENGINE SILENT{since}", problem or note)
     if valid is None:
-        return Banner("WAITING FOR THE FIRST ESTIMATE", problem, bad=False)
+        return Banner("WAITING FOR THE FIRST ESTIMATE", problem or note, bad=False)
     flags = flags or Flag(0)
     missing = [name for name, flag in (("EEG", Flag.EEG_MISSING), ("MEG", Flag.MEG_MISSING)) if flags & flag]
     if not valid:
@@ -82,7 +84,7 @@ def banner_of(
     if missing:
         left = "EEG" if missing == ["MEG"] else "MEG"
         return Banner(f"{left} ONLY: {missing[0]} missing", problem)
-    return Banner(problem, bad=False) if problem else None
+    return Banner("NOT EVERYTHING IS KNOWN", problem, bad=False) if problem else None
 
 
 def _why_invalid(flags: Flag) -> str:
