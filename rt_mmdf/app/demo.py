@@ -56,6 +56,7 @@ class DemoSettings(Settings):
     head : folder of a head model for `recording`; None: the template
     noise_cov : noise covariance for `recording`; None: ad hoc by channel type
     spacing : of the template head; None: that of the model, or ico4
+    view : publish what a window shows beside the estimates: the cleaned sensors
     """
 
     seconds: float = 30.0
@@ -67,6 +68,7 @@ class DemoSettings(Settings):
     out: Path = Path("rt-mmdf-demo")
     seed: int = SimulationSettings().seed
     spacing: Literal["ico3", "ico4"] | None = None
+    view: bool = False
 
     @model_validator(mode="after")
     def _one_solver(self) -> Self:
@@ -179,6 +181,8 @@ def _material(settings: DemoSettings, prefix: str, report: Progress) -> tuple[Tr
         "head": {"spacing": settings.spacing or "ico4"} if settings.head is None else {"folder": settings.head},
         "start_timeout_s": 60.0,
     }
+    if settings.view:
+        content["output"] = {"sensors": {}}
     # a model that knows one head and one noise brings them
     bound = "model" in solver and not load_artefact(find_model(solver["model"])).head_free
     own_head = settings.head is not None or settings.spacing is not None

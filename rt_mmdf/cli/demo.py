@@ -71,6 +71,7 @@ def demo(
         "noise_cov": noise_cov,
         "spacing": spacing,
         "out": out,
+        "view": not no_view,
     }
     settings = validate_settings(content, DemoSettings, where="demo")
     if report is not None:
