@@ -24,8 +24,8 @@ MAX_LIMITS = 50  # solvers and units whose limits are kept
 class Preferences:
     """Everything has a default; what a file holds that does not fit counts as not there.
 
-    limits : for ``solver / unit / measure``: threshold, full opacity and end of the colours. A scale belongs to the solver, unit and measure
-        for which it was calibrated and is never used for another.
+    limits : for ``solver / unit / measure``: threshold, full opacity and end of the colours. A scale belongs to the solver,
+        unit and measure for which it was calibrated, and is never used for another.
     """
 
     theme: ThemeName = "dark"

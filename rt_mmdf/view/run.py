@@ -24,36 +24,38 @@ LOOK_MS = 20
 
 
 def run_view(
-    settings: ViewSettings, transport: Transport, *, store: PreferencesStore | None = None, folder: Path | None = None
+    settings: ViewSettings,
+    transport: Transport,
+    feed: Feed,
+    *,
+    store: PreferencesStore | None = None,
+    folder: Path | None = None,
 ) -> int:
     """Show the window until it is closed, or write what `settings.headless` asks for; returns the exit code.
 
     Parameters
     ----------
+    feed : started; it is the caller's, and goes on
     store : of the preferences; None: those of this user
     folder : for pictures and films; None: the user's folder of pictures
 
     Raises
     ------
-    StreamAmbiguous
-        Several engines are there, and none was named.
-    StreamNotFound, SinkError, ViewError
+    StreamNotFound, SinkError
         Headless: no engine, no estimate of it within `settings.wait_s`, or what was asked for could not be written.
     """
     app = application()
     store = store or PreferencesStore()
-    with Feed(transport, settings.name, host=settings.host, head=settings.head) as feed:
-        feed.require_one()
-        if settings.headless is not None:
-            _render(feed, transport, store, settings, settings.headless)
-            return 0
-        window = ViewWindow(feed, transport, store, settings=settings, folder=folder)
-        try:
-            window.show()
-            _close_on_signals(app, window)
-            return int(app.exec())
-        finally:
-            window.end()
+    if settings.headless is not None:
+        _render(feed, transport, store, settings, settings.headless)
+        return 0
+    window = ViewWindow(feed, transport, store, settings=settings, folder=folder)
+    try:
+        window.show()
+        _close_on_signals(app, window)
+        return int(app.exec())
+    finally:
+        window.end()
 
 
 def application() -> QApplication:

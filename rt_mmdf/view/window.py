@@ -15,16 +15,14 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PySide6.QtCore import QStandardPaths, Qt, QTimer, Signal
-from PySide6.QtGui import QCloseEvent, QKeyEvent, QKeySequence, QShortcut
+from PySide6.QtCore import QStandardPaths, Qt, QTimer
+from PySide6.QtGui import QCloseEvent, QKeySequence, QShortcut
 from PySide6.QtWidgets import (
     QApplication,
     QComboBox,
     QDialog,
     QDockWidget,
-    QHBoxLayout,
     QLabel,
-    QLineEdit,
     QMainWindow,
     QSizePolicy,
     QSplitter,
@@ -35,14 +33,12 @@ from PySide6.QtWidgets import (
 )
 
 from rt_mmdf.core.blocks import Float32
-from rt_mmdf.core.channels import ChannelType
 from rt_mmdf.core.errors import RtMmdfError
 from rt_mmdf.headmodel.head import HeadModel
 from rt_mmdf.lsl.interface import Transport
-from rt_mmdf.runtime.mailbox import Mailbox, NewestValue
-from rt_mmdf.runtime.worker import Worker
 from rt_mmdf.sinks.colours import readable
-from rt_mmdf.sinks.estimates import strongest
+from rt_mmdf.view.ask_line import AskLine
+from rt_mmdf.view.brain_slot import BrainSlot
 from rt_mmdf.view.camera import PRESETS
 from rt_mmdf.view.colours import ColourScale
 from rt_mmdf.view.cortex import Cortex, Place
@@ -52,16 +48,15 @@ from rt_mmdf.view.flat import make_brain_view
 from rt_mmdf.view.history import Frame, History, Measure
 from rt_mmdf.view.links import Average
 from rt_mmdf.view.pane import BrainPane
-from rt_mmdf.view.panels.average import AverageCurve, AveragePanel
-from rt_mmdf.view.panels.course import MAX_COURSES, Course, CoursePanel
-from rt_mmdf.view.panels.health import HealthPanel, ViewFacts
+from rt_mmdf.view.panels.health import ViewFacts
 from rt_mmdf.view.panels.status import Banner, BannerPanel, Level, StatusPanel, spoken
 from rt_mmdf.view.panels.timeline import TimelinePanel, TimeMark
-from rt_mmdf.view.panels.traces import SensorTraces, TracesPanel
 from rt_mmdf.view.playback import Mode, Playback
 from rt_mmdf.view.preferences import CHOICES, Preferences, PreferencesStore
+from rt_mmdf.view.preparation import CortexWorker
 from rt_mmdf.view.settings import ViewSettings
 from rt_mmdf.view.shortcuts import BY_ACTION, SHORTCUTS, help_page, keys_of
+from rt_mmdf.view.side_panels import SidePanels, kept_frame, strengths
 from rt_mmdf.view.streams import EngineDescription
 from rt_mmdf.view.telling import (
     banner,
@@ -69,9 +64,6 @@ from rt_mmdf.view.telling import (
     clock_words,
     is_old,
     limits_key,
-    measure_words,
-    place_lines,
-    place_words,
     scale_words,
     status_figures,
     unit_of,
@@ -84,165 +76,9 @@ BASELINE_S = 10.0
 FILM_S = 10.0
 STRONGEST_S = 2.0  # the strongest sources are those of so long
 APART_MM = 25.0
-NOTICE_S = 8.0
 LIMITS_STEP = 0.9
-PREPARE_LIMIT_S = 60.0  # a large cortex without inflated surface
 
 Beside = Literal["none", "second", "average"]
-
-
-class CortexWorker:
-    """Prepares the cortex of a head in a thread of its own."""
-
-    def __init__(self) -> None:
-        self._wanted: Mailbox[HeadModel] = Mailbox(1)
-        self._made: NewestValue[tuple[HeadModel, Cortex | None, str]] = NewestValue()
-        self._worker = Worker("view cortex", self._step, stop_timeout_s=PREPARE_LIMIT_S).start()
-
-    def want(self, head: HeadModel) -> None:
-        self._wanted.put(head)
-
-    def made_of(self, head: HeadModel) -> tuple[Cortex | None, str] | None:
-        """The cortex, or None and why there is none; None while it is not ready."""
-        made = self._made.get()
-        return None if made is None or made[0] is not head else made[1:]
-
-    def _step(self) -> None:
-        head = self._wanted.take(0.2)
-        if head is None:
-            return
-        try:
-            cortex = Cortex.of(head)
-            for surface in cortex.surfaces:
-                cortex.normals(surface)
-            self._made.put((head, cortex, ""))
-        except RtMmdfError as error:
-            self._made.put((head, None, str(error)))
-
-    def close(self) -> None:
-        self._worker.stop()
-
-
-class BrainSlot(QWidget):
-    """A brain with a line above it, or words in place of a brain."""
-
-    def __init__(self, parent: QWidget | None = None) -> None:
-        super().__init__(parent)
-        self.pane: BrainPane | None = None
-        self.scale: ColourScale | None = None
-        self.calibrated = False
-        self.key = ""
-        self.shown: object = None
-        self._title, self._words = QLabel(self), QLabel(self)
-        for label in (self._title, self._words):
-            label.setAlignment(Qt.AlignmentFlag.AlignCenter)
-            label.setTextFormat(Qt.TextFormat.PlainText)
-            label.setWordWrap(True)
-        self._title.setContentsMargins(8, 4, 8, 2)
-        self._title.hide()
-        self._column = QVBoxLayout(self)
-        self._column.setContentsMargins(0, 0, 0, 0)
-        self._column.setSpacing(0)
-        self._column.addWidget(self._title)
-        self._column.addWidget(self._words, 1)
-
-    def set_title(self, text: str) -> None:
-        """Empty: none."""
-        self._title.setText(text)
-        self._title.setVisible(bool(text))
-
-    def set_words(self, text: str) -> None:
-        self._words.setText(text)
-
-    def set_brain(self, pane: BrainPane | None) -> None:
-        if self.pane is not None:
-            self._column.removeWidget(self.pane)
-            self.pane.hide()
-            self.pane.deleteLater()
-        self.pane, self.shown, self.key = pane, None, ""
-        self._words.setVisible(pane is None)
-        if pane is not None:
-            self._column.addWidget(pane, 1)
-
-    def set_scale(self, scale: ColourScale, calibrated: bool) -> None:
-        self.scale, self.calibrated = scale, calibrated
-        if self.pane is not None:
-            self.pane.set_scale(scale)
-
-
-class AskLine(QWidget):
-    """One line below the brain: asks for a word, or tells something for some seconds. It covers nothing."""
-
-    answered = Signal(str, str)
-    """What was asked, and the answer."""
-
-    def __init__(self, theme: Theme, parent: QWidget | None = None) -> None:
-        super().__init__(parent)
-        self._theme = theme
-        self._what = ""
-        self._until = 0.0
-        self._label, self._edit = QLabel(self), _Answer(self)
-        self._label.setTextFormat(Qt.TextFormat.PlainText)
-        self._label.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
-        self._edit.setMaxLength(200)
-        self._edit.returnPressed.connect(self._answer)
-        self._edit.given_up.connect(self.give_up)
-        row = QHBoxLayout(self)
-        row.setContentsMargins(10, 3, 10, 3)
-        row.addWidget(self._label)
-        row.addWidget(self._edit, 1)
-        self.hide()
-
-    @property
-    def asking(self) -> bool:
-        return bool(self._what)
-
-    def ask(self, what: str, question: str, proposal: str = "") -> None:
-        """Ask; Enter answers, Esc gives up."""
-        self._what = what
-        self._label.setStyleSheet("")
-        self._label.setText(question)
-        self._edit.setText(proposal)
-        self._edit.selectAll()
-        self._edit.show()
-        self.show()
-        self._edit.setFocus()
-
-    def tell(self, text: str, now: float, *, bad: bool = False) -> None:
-        """Show a sentence for some seconds; while something is asked, the question stays."""
-        if self.asking:
-            return
-        self._until = now + NOTICE_S
-        self._label.setStyleSheet(f"color: {self._theme.bad}; font-weight: bold" if bad else "")
-        self._label.setText(text)
-        self._edit.hide()
-        self.show()
-
-    def expire(self, now: float) -> None:
-        if self.isVisible() and not self.asking and now > self._until:
-            self.hide()
-
-    def give_up(self) -> None:
-        self._what = ""
-        self.hide()
-
-    def set_theme(self, theme: Theme) -> None:
-        self._theme = theme
-
-    def _answer(self) -> None:
-        what, text = self._what, self._edit.text()
-        self.give_up()
-        self.answered.emit(what, text)
-
-
-class _Answer(QLineEdit):
-    given_up = Signal()
-
-    def keyPressEvent(self, event: QKeyEvent) -> None:
-        if event.key() == Qt.Key.Key_Escape:
-            self.given_up.emit()
-        else:
-            super().keyPressEvent(event)
 
 
 class ViewWindow(QMainWindow):
@@ -304,7 +140,6 @@ class ViewWindow(QMainWindow):
         self._signed: set[str] = set()
         self._place: Place | None = None
         self._picked: int | None = None
-        self._strong: tuple[int, ...] = ()
         self._average_at: dict[str, float] = {}
         self._average = 0
         self._film: deque[int] = deque()
@@ -359,20 +194,11 @@ class ViewWindow(QMainWindow):
         bottom.addWidget(self.timeline)
         self.addToolBar(Qt.ToolBarArea.BottomToolBarArea, bottom)
         self._build_tools()
-        self.courses = CoursePanel(self.theme)
-        self.traces = TracesPanel(self.theme)
-        self.health = HealthPanel(self.theme)
-        self.averages = AveragePanel(self.theme)
-        self.averages.chosen.connect(self._choose_latency)
-        self.averages.next_wanted.connect(self._next_average)
-        panels = (
-            ("sources", "Sources", self.courses),
-            ("average", "Average", self.averages),
-            ("sensors", "Sensors", self.traces),
-            ("health", "Health", self.health),
-        )
+        self.side = SidePanels(self.theme)
+        self.side.average.chosen.connect(self._choose_latency)
+        self.side.average.next_wanted.connect(self._next_average)
         self.docks: dict[str, QDockWidget] = {}
-        for name, title, panel in panels:
+        for name, title, panel in self.side.titled:
             dock = QDockWidget(title)
             dock.setObjectName(name)
             dock.setWidget(panel)
@@ -467,16 +293,7 @@ class ViewWindow(QMainWindow):
         app = QApplication.instance()
         if isinstance(app, QApplication):
             app.setStyleSheet(stylesheet(theme))
-        for part in (
-            self.status,
-            self.banner,
-            self.timeline,
-            self.ask,
-            self.courses,
-            self.traces,
-            self.health,
-            self.averages,
-        ):
+        for part in (self.status, self.banner, self.timeline, self.ask, self.side):
             part.set_theme(theme)
         for slot in (self.main, self.beside):
             if slot.pane is not None:
@@ -620,7 +437,7 @@ class ViewWindow(QMainWindow):
             told.append(scale_words(slot.scale, True))
         if told:
             self.choose("scale_mode", "fixed")
-            self.tell(f"Limits from the last {BASELINE_S:g} s, nothing of which they would show: {'; '.join(told)}.")
+            self.tell(f"95 % of the last {BASELINE_S:g} s would now show nothing: {'; '.join(told)}.")
 
     def _baseline(self, history: History | None) -> Float32 | None:
         if history is None or len(history) == 0:
@@ -741,7 +558,7 @@ class ViewWindow(QMainWindow):
         latencies = average.stream.latencies
         if (chosen := self._average_at.get(average.stream.event)) is not None:
             return int(np.abs(latencies - chosen).argmin())
-        strength = np.where(latencies > 0, _strengths(average.values), 0.0)
+        strength = np.where(latencies > 0, strengths(average.values), 0.0)
         return int(np.nan_to_num(strength).argmax())
 
     # pictures and films
@@ -849,7 +666,7 @@ class ViewWindow(QMainWindow):
         if state.generation != self._generation:
             self._generation = state.generation
             self._frame = None
-            self._strong = ()
+            self.side.forget()
             self._signed.clear()
             self._film.clear()
             self.files.end_film(keep=False)
@@ -885,10 +702,7 @@ class ViewWindow(QMainWindow):
         return pane
 
     def _frame_of(self, history: History, number: int) -> Frame | None:
-        try:
-            return history.frame(number, self._measure)
-        except IndexError:  # it has become too old in this very moment
-            return None
+        return kept_frame(history, number, self._measure)
 
     def _draw_brain(self, elapsed: float) -> bool:
         """Whether a new picture was drawn."""
@@ -1031,14 +845,15 @@ class ViewWindow(QMainWindow):
             self.timeline.show_playback(self.playback)
         if shown is None:
             return
-        end = "now" if self.playback.mode is Mode.LIVE else "shown"
         if self.docks["sources"].isVisible() and self._due("courses", FAST_S):
-            self._draw_courses(history, shown, end)
+            self.side.draw_courses(state, self.playback, self._measure, self._cortex, self._place)
         if self.docks["sensors"].isVisible() and self._due("sensors", FAST_S):
-            self._draw_traces(shown, end)
+            self.side.draw_traces(state, self.playback)
         if self.docks["average"].isVisible() and self._due("average", FAST_S):
-            self._draw_average_panel()
-        if self._due("health", SLOW_S) and state is not None:
+            average = self._shown_average()
+            place = 0 if average is None else self._place_in(average)
+            self.side.draw_average(average, place, len(state.averages))
+        if self._due("health", SLOW_S):
             self._draw_health()
 
     def _draw_status(self) -> None:
@@ -1068,84 +883,9 @@ class ViewWindow(QMainWindow):
         self.status.show_figures(figures)
         self.compare_button.setChecked(self._beside == "second")
 
-    def _draw_courses(self, history: History, shown: float, end: str) -> None:
-        engine = self._state.engine
-        if engine is None:
-            return
-        heading = f"{measure_words(self._measure, history.frame_rate)}, strongest of {STRONGEST_S:g} s"
-        if self._place is not None:
-            place = self._place
-            label, seconds = place_words(place), 10.0
-            if self.playback.mode is Mode.LIVE and history.full_seconds >= 1:
-                times, values = history.full_course(place.source)
-                seconds = min(2.0, history.full_seconds)
-                heading = f"every estimate; {place_lines(place)}"
-                shown = max(shown, float(times[-1])) if len(times) else shown
-            else:
-                times, values = history.course(place.source, self._measure)
-                heading = f"{measure_words(self._measure, history.frame_rate)}; {place_lines(place)}"
-            self.courses.show_courses((Course(label, times, values),), shown, engine.unit, heading, end, seconds)
-            return
-        if self._due("strongest", SLOW_S) or not self._strong:
-            self._strong = self._strongest(history, shown)
-        courses = tuple(
-            Course(self._source_words(engine, source), *history.course(source, self._measure)) for source in self._strong
-        )
-        self.courses.show_courses(courses, shown, engine.unit, heading, end, 10.0)
-
-    def _strongest(self, history: History, shown: float) -> tuple[int, ...]:
-        """Sources of the largest RMS over the last seconds, apart from each other."""
-        stop = history.number_at(shown)
-        if stop is None or self._state.engine is None:
-            return ()
-        numbers = range(max(history.first, stop + 1 - round(STRONGEST_S * history.frame_rate)), stop + 1, 2)
-        frames = [history.frame(n, Measure.RMS) for n in numbers if n in history.numbers()]
-        valid = [frame.values for frame in frames if frame.valid]
-        if not valid:
-            return ()
-        power = np.sqrt(np.mean(np.square(valid), axis=0)).astype(np.float32)
-        found = strongest(power, self._state.engine.positions_mm, MAX_COURSES, APART_MM)
-        return tuple(int(source) for source in found)
-
-    def _source_words(self, engine: EngineDescription, source: int) -> str:
-        if self._cortex is not None and self._cortex.n_sources == engine.n_sources:
-            return place_words(self._cortex.describe(int(self._cortex.source_vertices[source])))
-        return engine.stream.channels[source].name
-
-    def _draw_traces(self, shown: float, end: str) -> None:
-        traces = self._state.traces
-        if traces is None:
-            self.traces.show_traces(None, shown, end)
-            return
-        live = self.playback.mode is Mode.LIVE
-        times, data = traces.between(shown - self.traces.seconds - 0.1, shown + (1.0 if live else 0.0))
-        until = max(shown, float(times[-1])) if len(times) and live else shown
-        bads = frozenset(self._state.health.bad_channels) if self._state.health is not None else frozenset()
-        kinds = tuple(ChannelType(kind) for kind in traces.kinds)
-        self.traces.show_traces(SensorTraces(times, data, traces.names, kinds, bads), until, end)
-
-    def _draw_average_panel(self) -> None:
-        average = self._shown_average()
-        if average is None:
-            self.averages.show_average(None, None, 0)
-            return
-        stream = average.stream
-        curve = AverageCurve(
-            stream.event,
-            stream.latencies,
-            _strengths(average.values),
-            average.n_trials,
-            average.n_rejected,
-            stream.unit,
-            stream.baseline,
-        )
-        latency = float(stream.latencies[self._place_in(average)])
-        self.averages.show_average(curve, latency, len(self._state.averages))
-
     def _draw_health(self) -> None:
-        state = self._state
-        self.health.show_health(state.health, state.health_age_s, self._own_facts())
-        self.health.histogram.show_lateness(state.latencies.recent()["lateness"], state.budget_ms)
+        if self.docks["health"].isVisible():
+            self.side.draw_health(self._state, self._own_facts())
 
     def _own_facts(self) -> ViewFacts:
         plain, warn, counts, state = Level.PLAIN, Level.WARN, self._state.counts, self._state
@@ -1187,11 +927,6 @@ class ViewWindow(QMainWindow):
         self.help.close()
         for part in (self.files, self._cortices):
             part.close()
-
-
-def _strengths(values: Float32) -> Float32:
-    """(n_times,) RMS over the sources of (n_sources, n_times); NaN where there is none."""
-    return np.asarray(np.sqrt(np.mean(np.square(values, dtype=np.float64), axis=0)), dtype=np.float32)
 
 
 class _HelpDialog(QDialog):
