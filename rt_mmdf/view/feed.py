@@ -390,8 +390,10 @@ class Feed:
             self._tell(Status.SILENT, f"engine {link.engine.name!r} sends nothing")
 
     def _take_up(self, looked: _Round) -> None:
-        found = engines_among(looked.found, self._name, self._host)
         shown = self._shown.get()
+        # once one was shown, no other takes its place unasked: another laboratory may be on this network
+        name = self._name if self._name is not None or shown is None else shown.link.engine.name
+        found = engines_among(looked.found, name, self._host)
         if shown is not None:  # the one that was shown before, if it is there
             before = shown.link.engine
             found = [s for s in found if (s.name, s.hostname) == (before.stream.name, before.host)] or found
@@ -399,7 +401,7 @@ class Feed:
             self._tell(Status.WAITING, note=self._waited_for(looked.found))
             return
         try:
-            chosen = choose_engine(found, self._name, self._host)
+            chosen = choose_engine(found, name, self._host)
         except StreamError as error:
             self._tell(Status.PROBLEM, str(error))
             return
@@ -416,10 +418,13 @@ class Feed:
             self._tell(Status.PROBLEM, str(error))
 
     def _waited_for(self, found: Sequence[StreamDescription]) -> str:
-        asked = (f" {self._name!r}" if self._name else "") + (f" on {self._host!r}" if self._host else "")
+        shown = self._shown.get()
+        name = self._name or (shown.link.engine.name if shown is not None else "")
+        asked = (f" {name!r}" if name else "") + (f" on {self._host!r}" if self._host else "")
         others = engines_among(found)
         on_offer = f" On this network there is:\n{listing(others)}" if others else ""
-        return f"waiting for an engine{asked}: `rt-mmdf monitor` or `rt-mmdf demo`, on this machine or another.{on_offer}"
+        what = f"{'engine' if name else 'an engine'}{asked}"
+        return f"waiting for {what}: `rt-mmdf monitor` or `rt-mmdf demo`, on this machine or another.{on_offer}"
 
     def _open(self, stream: StreamDescription, found: Sequence[StreamDescription]) -> None:
         if (self._status.get() or (None,))[0] is not Status.PROBLEM:  # else its text would flicker at every new trial

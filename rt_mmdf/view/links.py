@@ -6,6 +6,7 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -479,7 +480,7 @@ class _Update:
 
     def add(self, data: NDArray[np.generic], stamps: Float64) -> None:
         edges = np.flatnonzero(np.diff(stamps, prepend=math.nan) != 0)
-        for start, stop in zip(edges, [*edges[1:], len(stamps)], strict=True):
+        for start, stop in pairwise([*edges.tolist(), len(stamps)]):
             if stamps[start] != self._stamp:
                 self._stamp, self._rows = float(stamps[start]), []
             self._rows.extend(data[start:stop][: self._n_times - len(self._rows)])
