@@ -25,6 +25,10 @@ SILENT_S = 2.0
 """After so long without a sample the network is asked whether the outlet is still the same, and so on."""
 MARKERS_SILENT_S = 10.0
 """The same for markers, of which there may be none for long."""
+MAX_MARKER = 4096
+"""Longest text of a marker, characters; the rest is cut."""
+STOP_LIMIT_S = 15.0
+"""Opening a stream that vanishes in that moment takes 10 s."""
 RECENT = 100
 
 
@@ -220,7 +224,7 @@ class Marker:
     """One event.
 
     stamp : raw, seconds on the sender's LSL clock
-    text : as sent
+    text : as sent, the first 4096 characters of it
     received : seconds on this machine's LSL clock
     """
 
@@ -302,7 +306,7 @@ class MarkerReceiver:
         if len(stamps):
             self._looked = received
         for row, stamp in zip(samples, stamps.tolist(), strict=True):
-            text = row[0] if isinstance(row[0], str) else f"{row[0]:g}"
+            text = row[0][:MAX_MARKER] if isinstance(row[0], str) else f"{row[0]:g}"
             self.events.put(Marker(stamp, text, received))
 
     def _look_again(self) -> None:
@@ -317,7 +321,7 @@ class MarkerReceiver:
             self._lose("")
             try:
                 self._open(found[0])
-            except StreamNotFound as error:  # gone again
+            except StreamError as error:  # gone again, or it cannot be read
                 self.problem = str(error)
         elif self._inlet is None:
             many = f"{len(found)} streams with {wanted.wanted()}; exactly one is expected"
@@ -346,7 +350,7 @@ class MarkerReceiver:
             if self._inlet is None:
                 worker.pause(PULL_LIMIT_S)
 
-        worker = Worker(f"receive {self.label}", step, on_failure)
+        worker = Worker(f"receive {self.label}", step, on_failure, STOP_LIMIT_S)
         return worker
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from rt_mmdf.acquisition.clockwatch import ClockWatch
-from rt_mmdf.acquisition.receiver import Marker, MarkerReceiver
+from rt_mmdf.acquisition.receiver import STOP_LIMIT_S, Marker, MarkerReceiver
 from rt_mmdf.alignment.time_map import SenderClock
 from rt_mmdf.app.chain import CleanedHop
 from rt_mmdf.app.imaging import Imaging
@@ -238,7 +238,7 @@ class EventAverages:
             self.measure_clock()
             clock.pause(CLOCK_INTERVAL_S)
 
-        clock = Worker("marker clock", measure, on_failure)
+        clock = Worker("marker clock", measure, on_failure, STOP_LIMIT_S)
         return [self.receiver.worker(on_failure), clock, Worker("averages", self.step, on_failure, IMAGE_LIMIT_S)]
 
     def status(self) -> dict[str, Any]:

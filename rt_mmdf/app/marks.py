@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from rt_mmdf.acquisition.receiver import STOP_LIMIT_S
 from rt_mmdf.core.errors import StreamError
 from rt_mmdf.lsl.interface import Inlet, Transport
 from rt_mmdf.runtime.worker import Worker
@@ -97,7 +98,7 @@ class OperatorMarks:
             self.step()
             worker.pause(PAUSE_S)
 
-        worker = Worker("marks", step, on_failure)
+        worker = Worker("marks", step, on_failure, STOP_LIMIT_S)
         return [worker]
 
     def status(self) -> dict[str, Any]:

@@ -285,6 +285,6 @@ class RunningAverages:
 
 def published_latencies(latencies: Float64, sfreq: float, max_hz: float) -> NDArray[np.intp]:
     """Which samples of an epoch to publish: every n-th, counted from the event, so that their rate is at most `max_hz`."""
-    n = max(1, math.ceil(sfreq / max_hz - 1e-9))
+    n = max(1, math.ceil(sfreq / max_hz - 1e-6))
     numbers = np.rint(latencies * sfreq).astype(int)
     return np.flatnonzero(numbers % n == 0)

@@ -101,4 +101,4 @@ class SensorOutlet:
 
 def decimation_of(settings: SensorStreamSettings, sfreq: float) -> int:
     """One published sample for so many of `sfreq` Hz."""
-    return max(1, math.ceil(sfreq / settings.max_hz - 1e-9))
+    return max(1, math.ceil(sfreq / settings.max_hz - 1e-6))

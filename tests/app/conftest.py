@@ -179,6 +179,8 @@ class Lab:
         if optional.average is not None:
             optional.average.receiver.step()
             optional.average.measure_clock()
+        if optional.second is not None:
+            optional.second.operators.step(0.0)
         for part in (optional.second, optional.sensors, optional.average):
             if part is not None:
                 part.step(0.0)

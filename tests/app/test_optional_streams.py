@@ -313,6 +313,30 @@ def test_the_second_solver_publishes_what_it_would_as_the_first(
     assert status["solver"] == second["method"]
 
 
+def test_a_beamformer_may_be_second_and_may_image_averages(streaming: Lab, content: dict[str, Any]) -> None:
+    lcmv = {"method": "LCMV", "lcmv": {"data_s": 2.0, "least_s": 1.0, "refresh_s": 0.5}}
+    streaming.publish_events("stimuli", [(2.3, "1"), (5.0, "1")])
+    content["preprocessing"]["filters"] = {"max_settling_s": 0.5}
+    content |= {"average": {**AVERAGE, "update_s": 0}}
+    session = streaming.session({**content, "second_solver": lcmv})
+    ear, other = Ear(streaming, "a-second"), streaming.session({**content, "name": "b", "solver": lcmv})
+    averages = Ear(streaming, "b-average-left")
+    want = other.imaging.data_cov.on_refresh
+    other.imaging.data_cov.on_refresh = lambda: (want(), other.operators.step(0.0))
+    streaming.looks.append(lambda seconds: (other._pump(), streaming.pump_optional(other)))
+    for part in (other.intake.watch, *other.intake.receivers.values()):
+        streaming.looks.append(lambda seconds, part=part: part.step())
+    streaming.run(session)
+    other.stop()
+    published, _ = ear.heard()
+    there = np.isfinite(published).all(axis=1)
+    assert not there[: round(SFREQ)].any()
+    assert there[round(2.5 * SFREQ) :].all()
+    rows, stamps = averages.heard()
+    assert len(set(stamps.tolist())) == 2
+    assert np.isfinite(rows).all()
+
+
 def test_a_second_solver_that_is_behind_skips_counts_and_images_the_newest(
     streaming: Lab, content: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
