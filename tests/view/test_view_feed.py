@@ -25,7 +25,7 @@ from rt_mmdf.view.history import Measure
 from rt_mmdf.view.links import EstimateLink, Latencies, Pairing
 from rt_mmdf.view.streams import EngineDescription
 
-from .engine_in_memory import HOP_S, PublishingEngine, sources_of
+from .publishing_engine import HOP_S, PublishingEngine, sources_of
 
 
 @dataclass(frozen=True, eq=False)

@@ -103,7 +103,7 @@ def test_a_folder_given_by_hand_is_taken_if_it_is_the_one(
     other = replace(engine, fingerprint="1" * 64, positions_mm=engine.positions_mm + 5.0)
     with pytest.raises(HeadModelError, match=re.escape(f"{saved} holds another one: 'template'")):
         find_head(other, saved)
-    with pytest.raises(HeadModelError, match="no head.toml"):
+    with pytest.raises(HeadModelError, match=r"no head\.toml"):
         find_head(engine, tmp_path)
 
 

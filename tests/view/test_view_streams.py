@@ -17,7 +17,7 @@ from rt_mmdf.sinks.settings import EstimateStreamSettings
 from rt_mmdf.view.reports import HealthReport, read_report
 from rt_mmdf.view.streams import find_engine, read_average, read_engine, read_sensors
 
-from .engine_in_memory import PublishingEngine, sources_of
+from .publishing_engine import PublishingEngine, sources_of
 
 SOURCES = sources_of()
 DESCRIBED = EstimateDescription("dSPM", "A m", "fixed", 1000.0, 31.0)
