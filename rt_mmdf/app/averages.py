@@ -33,7 +33,7 @@ from rt_mmdf.solvers.linear import LinearSolver
 logger = logging.getLogger(__name__)
 
 WAITING_HOPS = 1024
-TAKE_S = 0.1
+PERIOD_S = 0.1  # nothing here is in a hurry, and every round takes the interpreter for a while
 CLOCK_INTERVAL_S = 0.5
 STATUS_INTERVAL_S = 0.25
 IMAGE_LIMIT_S = 120.0  # eLORETA with loose orientation takes 7 s, on a busy machine more
@@ -124,15 +124,14 @@ class EventAverages:
         """Begin all averages anew; from any thread."""
         self._resets.put("asked for")
 
-    def step(self, wait_s: float = TAKE_S) -> None:
+    def step(self) -> None:
         """Take what is waiting, and publish what has changed."""
-        first = self._hops.take(wait_s)
+        hops = self._hops.take_all()
         self._take_markers()
         if self._resets.take_all():
             self._restart()
-        if first is not None:
-            for hop in (first, *self._hops.take_all()):
-                self._changed.update(self._averages(hop.block))
+        for hop in hops:
+            self._changed.update(self._averages(hop.block))
         self._changed.update(self._averages.settle())
         now = self._clock.now()
         for event in sorted(self._changed):
@@ -238,8 +237,13 @@ class EventAverages:
             self.measure_clock()
             clock.pause(CLOCK_INTERVAL_S)
 
+        def average() -> None:
+            averages.pause(PERIOD_S)
+            self.step()
+
         clock = Worker("marker clock", measure, on_failure, STOP_LIMIT_S)
-        return [self.receiver.worker(on_failure), clock, Worker("averages", self.step, on_failure, IMAGE_LIMIT_S)]
+        averages = Worker("averages", average, on_failure, IMAGE_LIMIT_S)
+        return [self.receiver.worker(on_failure), clock, averages]
 
     def status(self) -> dict[str, Any]:
         """For the health stream: ``average`` of `rt_mmdf.sinks.health`, at most 0.25 s old; from any thread."""

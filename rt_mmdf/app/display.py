@@ -14,7 +14,7 @@ from rt_mmdf.sinks.sensors import SensorOutlet, decimation_of
 from rt_mmdf.sinks.settings import SensorStreamSettings
 
 WAITING_HOPS = 256
-TAKE_S = 0.1
+PERIOD_S = 0.04  # a round for each picture of a display, not for each hop: every round takes the interpreter for a while
 
 
 class SensorDisplay:
@@ -34,16 +34,20 @@ class SensorDisplay:
         """Take a hop, from the engine's thread; returns at once."""
         self._hops.put(hop)
 
-    def step(self, wait_s: float = TAKE_S) -> None:
+    def step(self) -> None:
         """Publish what is waiting."""
-        first = self._hops.take(wait_s)
-        if first is not None:
-            for hop in (first, *self._hops.take_all()):
-                self._outlet.publish(hop.block)
+        for hop in self._hops.take_all():
+            self._outlet.publish(hop.block)
 
     def workers(self, on_failure: Callable[[], None]) -> list[Worker]:
         """The thread that publishes; not yet started."""
-        return [Worker("sensors", self.step, on_failure)]
+
+        def step() -> None:
+            worker.pause(PERIOD_S)
+            self.step()
+
+        worker = Worker("sensors", step, on_failure)
+        return [worker]
 
     def status(self) -> dict[str, Any]:
         """For the health stream: ``sensors`` of `rt_mmdf.sinks.health`."""

@@ -181,11 +181,10 @@ class Lab:
             optional.average.measure_clock()
         if optional.second is not None:
             optional.second.operators.step(0.0)
-        for part in (optional.second, optional.sensors, optional.average):
+            optional.second.step(0.0)
+        for part in (optional.sensors, optional.average, optional.marks):
             if part is not None:
-                part.step(0.0)
-        if optional.marks is not None:
-            optional.marks.step()
+                part.step()
 
     def run(self, session: Session) -> None:
         """Send everything that was published, and stop the session."""
