@@ -149,6 +149,7 @@ class ViewWindow(QMainWindow):
         self._drawn_at: deque[float] = deque(maxlen=64)
         self._cost_ms: deque[float] = deque(maxlen=256)
         self.n_drawn = self.n_dropped = 0
+        self._last_live: int | None = None  # number of the last frame that was drawn live
         self.news: deque[tuple[str, bool]] = deque(maxlen=16)
         self._fault = ""
         self._closed = False
@@ -665,7 +666,7 @@ class ViewWindow(QMainWindow):
         state = self._state
         if state.generation != self._generation:
             self._generation = state.generation
-            self._frame = None
+            self._frame = self._last_live = None
             self.side.forget()
             self._signed.clear()
             self._film.clear()
@@ -713,6 +714,7 @@ class ViewWindow(QMainWindow):
         span = (float(times[0]), float(times[-1])) if len(numbers) else None
         shown = self.playback.advance(span, elapsed)
         if self.files.filming:
+            self._last_live = None
             self._film_on(history)
             return False
         self._grey_if_old()
@@ -727,9 +729,9 @@ class ViewWindow(QMainWindow):
         frame = self._frame_of(history, number)
         if frame is None:
             return False
-        before = self._frame
-        if live and before is not None and self.n_drawn and number > before.number:
-            self.n_dropped += number - before.number - 1
+        if live and self._last_live is not None:
+            self.n_dropped += max(0, number - self._last_live - 1)
+        self._last_live = number if live else None
         self._frame = frame
         self._show_frame(self.main, self._state.engine, frame)
         self.main.shown = wanted
@@ -796,7 +798,8 @@ class ViewWindow(QMainWindow):
 
     def _draw_second(self, engine: EngineDescription, history: History) -> None:
         """The same instant by the second solver."""
-        self.beside.set_title(engine.solver)
+        limits = "" if self.beside.calibrated else f"; default limits, {keys_of('calibrate')} calibrates"
+        self.beside.set_title(engine.solver + limits)
         number = history.number_at(self._frame.time) if self._frame is not None else None
         if number is None or (number, self._measure) == self.beside.shown:
             return
@@ -818,12 +821,13 @@ class ViewWindow(QMainWindow):
         self.beside.shown = wanted
         stream, values = average.stream, average.values[:, place]
         latency = f"{1e3 * stream.latencies[place]:.0f} ms".replace("-", "−")
-        self.beside.set_title(f"average {stream.event}, {average.n_trials} trials, {latency}")
         key = f"average {stream.event} / {stream.solver} / {stream.unit or 'dimensionless'}"
         finite = average.values[np.isfinite(average.values)]
         signed = bool(len(finite)) and float(finite.min()) < 0
         self._fit_scale(self.beside, stream.unit or stream.solver, key, signed)
         self.beside.pane.set_values(values)
+        limits = "" if self.beside.calibrated else f"; default limits, {keys_of('calibrate')} calibrates"
+        self.beside.set_title(f"average {stream.event}, {average.n_trials} trials, {latency}{limits}")
 
     def _draw_panels(self) -> None:
         state, history = self._state, self._state.history

@@ -40,7 +40,7 @@ class AveragePanel(Chart):
     next_wanted = Signal()
 
     def __init__(self, theme: Theme, parent: QWidget | None = None) -> None:
-        super().__init__(theme, (220, 130), parent)
+        super().__init__(theme, (220, 110), parent)
         self._curve: AverageCurve | None = None
         self._latency: float | None = None
         self._n_averages = 0
@@ -66,13 +66,17 @@ class AveragePanel(Chart):
         heading, plot = self._parts()
         line = heading.height() / 2
         left, right, centre = Qt.AlignmentFlag.AlignLeft, Qt.AlignmentFlag.AlignRight, Qt.AlignmentFlag.AlignHCenter
-        more = f"  ({self._n_averages} averages, press for the next)" if self._n_averages > 1 else ""
+        more = f"  (press: next of {self._n_averages})" if self._n_averages > 1 else ""
         trials = f"{curve.event}: {curve.n_trials} trials" + (f", {curve.n_rejected} rejected" if curve.n_rejected else "")
         self.write(
             painter, QRectF(heading.left(), heading.top(), heading.width(), line), trials + more, self.theme.text, left
         )
         painter.setFont(self.small())
-        baseline = "no baseline" if curve.baseline == "none" else f"baseline {curve.baseline} s"
+        baseline = (
+            "no baseline"
+            if curve.baseline == "none"
+            else f"baseline {curve.baseline.replace(' ', ' to ').replace('-', '−')} s"
+        )
         second = QRectF(heading.left(), heading.top() + line, heading.width(), line)
         self.write(painter, second, f"RMS over all sources, {baseline}", self.theme.muted, left)
         finite = curve.strengths[np.isfinite(curve.strengths)]

@@ -122,6 +122,6 @@ def draw_time_axis(painter: QPainter, chart: Chart, plot: QRectF, seconds: float
         align = Qt.AlignmentFlag.AlignHCenter
         if i == 0:
             box, align = QRectF(x - 80, y + 1, 80, height), right
-        elif x - 20 < plot.left():
+        elif x - 24 < 0:
             box, align = QRectF(plot.left(), y + 1, 80, height), left
         chart.write(painter, box, end if i == 0 else f"−{number(i * step)} s", chart.theme.muted, align)

@@ -15,6 +15,7 @@ from rt_mmdf.view.panels.chart import Chart, SteadyRange, draw_time_axis, number
 from rt_mmdf.view.themes import Theme
 
 MAX_COURSES = 5
+LEAST_PLOT = 74.0  # pixels with its axis: where there is no more room, fewer lines are shown
 
 
 @dataclass(frozen=True)
@@ -27,13 +28,13 @@ class Course:
 
 
 class CoursePanel(Chart):
-    """At most five lines below their names.
+    """At most five lines below their names; fewer where the panel is low.
 
     The range of values is stated and changes in steps (see `SteadyRange`); it begins at 0 where nothing is negative.
     """
 
     def __init__(self, theme: Theme, seconds: float = 10.0, parent: QWidget | None = None) -> None:
-        super().__init__(theme, (220, 150), parent)
+        super().__init__(theme, (220, 110), parent)
         self.seconds = seconds
         self._courses: tuple[Course, ...] = ()
         self._until = 0.0
@@ -72,14 +73,17 @@ class CoursePanel(Chart):
         left = Qt.AlignmentFlag.AlignLeft
         box = area.adjusted(8, 2, -8, -2)
         painter.setFont(self.small())
+        n_lines = max(1, min(len(self._courses), int((box.height() - LEAST_PLOT - line) / line)))
         self.write(painter, QRectF(box.left(), box.top(), box.width(), line), self._heading, self.theme.muted, left)
         rows = box.top() + line
-        for place, course in enumerate(self._courses):
+        for place, course in enumerate(self._courses[:n_lines]):
             colour = self.theme.series[place]
             painter.fillRect(QRectF(box.left(), rows + line / 2 - 2, 12, 3), QColor(colour))
             self.write(painter, QRectF(box.left() + 18, rows, box.width() - 18, line), course.label, self.theme.text, left)
             rows += line
-        recent = [c.values[(c.times > self._until - self.seconds) & (c.times <= self._until)] for c in self._courses]
+        recent = [
+            c.values[(c.times > self._until - self.seconds) & (c.times <= self._until)] for c in self._courses[:n_lines]
+        ]
         together = np.concatenate(recent) if recent else np.zeros(0, dtype=np.float32)
         finite = together[np.isfinite(together)]
         if not len(finite):
@@ -95,7 +99,7 @@ class CoursePanel(Chart):
         self._draw_values_axis(painter, plot, low, high)
         painter.setClipRect(plot)
         painter.setRenderHint(QPainter.RenderHint.Antialiasing)
-        for place, course in enumerate(self._courses):
+        for place, course in enumerate(self._courses[:n_lines]):
             near = np.flatnonzero((course.times > self._until - self.seconds) & (course.times <= self._until))
             x = plot.right() - (self._until - course.times[near]) / self.seconds * plot.width()
             y = plot.bottom() - (course.values[near].astype(np.float64) - low) / (high - low) * plot.height()

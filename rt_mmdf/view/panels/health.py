@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 
 import numpy as np
-from PySide6.QtCore import QPointF, QRectF, Qt
+from PySide6.QtCore import QPointF, QRectF, QSize, Qt
 from PySide6.QtGui import QColor, QFontMetricsF, QPainter, QPen
 from PySide6.QtWidgets import QFrame, QLabel, QScrollArea, QSizePolicy, QVBoxLayout, QWidget
 
@@ -118,7 +118,7 @@ class HealthPanel(QWidget):
         column.setSpacing(0)
         column.addWidget(scroll, 1)
         column.addWidget(self.histogram)
-        self.setMinimumSize(220, 180)
+        self.setMinimumSize(220, 120)
         self._html = ""
 
     @property
@@ -168,11 +168,14 @@ class LatencyHistogram(Chart):
     """How late the estimates of the last minute were after their intended time, with the budget."""
 
     def __init__(self, theme: Theme, parent: QWidget | None = None) -> None:
-        super().__init__(theme, (220, 104), parent)
+        super().__init__(theme, (220, 90), parent)
         self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
         self.setAccessibleName("Histogram of lateness")
         self._values_ms: Float64 = np.zeros(0)
         self._budget_ms = math.nan
+
+    def sizeHint(self) -> QSize:
+        return QSize(330, 96)
 
     def show_lateness(self, lateness_s: Float64, budget_ms: float) -> None:
         """Show the hops' lateness, (n_hops,) seconds; NaN: no budget is known."""

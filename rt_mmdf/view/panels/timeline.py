@@ -141,9 +141,10 @@ class TimeStrip(Chart):
         if self._shown is not None:
             x = self.x_of(self._shown)
             painter.setPen(QPen(QColor(self.theme.accent), 1.0 if self._live else 2.0))
-            painter.drawLine(QPointF(x, plot.top() - 2), QPointF(x, plot.bottom() + 2))
+            painter.drawLine(QPointF(x, plot.top()), QPointF(x, plot.bottom()))
             painter.setBrush(QColor(self.theme.accent))
-            painter.drawPolygon([QPointF(x - 5, plot.top() - 7), QPointF(x + 5, plot.top() - 7), QPointF(x, plot.top())])
+            low = plot.bottom()
+            painter.drawPolygon([QPointF(x - 5, low), QPointF(x + 5, low), QPointF(x, low - 7)])
 
     def _draw_ticks(self, painter: QPainter, plot: QRectF) -> None:
         line = QFontMetricsF(painter.font()).height()
