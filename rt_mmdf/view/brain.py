@@ -129,9 +129,10 @@ class GLCanvas(QWidget):
             self._frame, self._resolved = _framebuffers(size, self.samples)
             self._pixels = np.zeros((size.height(), size.width(), 4), np.uint8)
         self._frame.bind()
-        GL.glClearColor(*self._background.getRgbF())
+        red, green, blue = rgb = self._background.redF(), self._background.greenF(), self._background.blueF()
+        GL.glClearColor(red, green, blue, 1.0)
         GL.glClear(GL.GL_COLOR_BUFFER_BIT | GL.GL_DEPTH_BUFFER_BIT)
-        self._mesh.paint(ratio)
+        self._mesh.paint(ratio, rgb)
         if self._resolved is not None:
             QOpenGLFramebufferObject.blitFramebuffer(self._resolved, self._frame)
             self._resolved.bind()

@@ -12,12 +12,12 @@ from rt_mmdf.core.blocks import Float32, Float64
 
 Preset = Literal["left", "right", "top", "bottom", "front", "back"]
 Layout = Literal["both", "split"]
-# azimuth, elevation of the viewer in degrees: azimuth 0 from the right, 90 from the front; from above the front is up
+# azimuth, elevation of the viewer in degrees: azimuth 0 from the right, 90 from the front; above and below: front is up
 PRESETS: dict[str, tuple[float, float]] = {
     "left": (180.0, 0.0),
     "right": (0.0, 0.0),
     "top": (-90.0, 90.0),
-    "bottom": (-90.0, -90.0),
+    "bottom": (90.0, -90.0),
     "front": (90.0, 0.0),
     "back": (-90.0, 0.0),
 }
@@ -151,27 +151,47 @@ class Projection:
         at = np.column_stack([left + 0.5 * (1 + across[:, 0]) * width, top + 0.5 * (1 - across[:, 1]) * height])
         return at, -across[:, 2]
 
-    def under(self, at: tuple[float, float], vertices: Float32, triangles: NDArray[np.integer]) -> tuple[int, float] | None:
+
+def facing(at: Float64, triangles: NDArray[np.integer]) -> NDArray[np.bool_]:
+    """(n_triangles,) which of them turn their outer side to the viewer; `at` (n_vertices, 2): columns and rows."""
+    a, b, c = (at[triangles[:, corner]] for corner in range(3))
+    return np.asarray(_cross(b - a, c - a) < 0)
+
+
+class Footprint:
+    """A mesh as it lies on the pixels of a panel: tells what is under the pointer.
+
+    Parameters
+    ----------
+    projection : Projection
+    vertices : (n_vertices, 3) millimetres
+    triangles : (n_triangles, 3)
+    """
+
+    def __init__(self, projection: Projection, vertices: Float32, triangles: NDArray[np.integer]) -> None:
+        self._triangles = triangles
+        self._at, self._nearness = projection.pixels(vertices)
+        corners = self._at[triangles]
+        self._low, self._high = corners.min(axis=1), corners.max(axis=1)
+
+    def under(self, at: tuple[float, float]) -> tuple[int, float] | None:
         """The vertex that is seen at a pixel, and the nearness of the surface there; None: there is no surface.
 
         It is that corner of the nearest triangle on this pixel that has the largest part in it.
         """
-        flat, nearness = self.pixels(vertices)
-        low, high = flat[triangles].min(axis=1), flat[triangles].max(axis=1)
-        around = np.flatnonzero((low <= at).all(axis=1) & (high >= at).all(axis=1))
-        if not len(around):
-            return None
-        a, b, c = (flat[triangles[around, corner]] for corner in range(3))
-        area = _cross(b - a, c - a)
+        around = np.flatnonzero((self._low <= at).all(axis=1) & (self._high >= at).all(axis=1))
+        triangles = self._triangles[around]
+        a, b, c = (self._at[triangles[:, corner]] for corner in range(3))
         with np.errstate(divide="ignore", invalid="ignore"):
+            area = _cross(b - a, c - a)
             of_a, of_b = _cross(c - b, at - b) / area, _cross(a - c, at - c) / area
         parts = np.stack([of_a, of_b, 1 - of_a - of_b], axis=1)
         hit = (parts >= -1e-9).all(axis=1)
         if not hit.any():
             return None
-        depth = np.where(hit, (parts * nearness[triangles[around]]).sum(axis=1), -np.inf)
-        first = int(np.argmax(depth))
-        return int(triangles[around[first], int(np.argmax(parts[first]))]), float(depth[first])
+        nearness = np.where(hit, (np.nan_to_num(parts) * self._nearness[triangles]).sum(axis=1), -np.inf)
+        first = int(np.argmax(nearness))
+        return int(triangles[first, int(np.argmax(parts[first]))]), float(nearness[first])
 
 
 def _cross(u: Float64, v: Float64) -> Float64:

@@ -261,7 +261,7 @@ def _labels(head: HeadModel, counts: list[int]) -> tuple[str, ...] | None:
             return None
         try:
             numbers, _, known = read_annot(path)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # a damaged file can make its reader fail in any way
             raise HeadModelError(
                 f"annotation {path}: cannot be read ({error}). Copy it from FreeSurfer again, or take it away: "
                 "the view then names no regions."

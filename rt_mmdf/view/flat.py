@@ -14,10 +14,10 @@ from rt_mmdf.core.blocks import Float32
 from rt_mmdf.core.errors import ViewError
 from rt_mmdf.headmodel.surface import cover
 from rt_mmdf.sinks.colours import GYRUS, SULCUS
-from rt_mmdf.view.camera import Shot
+from rt_mmdf.view.camera import Shot, facing
 from rt_mmdf.view.colours import N_COLOURS, ColourScale
 from rt_mmdf.view.cortex import Cortex
-from rt_mmdf.view.pane import AMBIENT, STALE_LIGHT, BrainPane
+from rt_mmdf.view.pane import AMBIENT, STALE_PART, BrainPane
 from rt_mmdf.view.themes import Theme
 
 if TYPE_CHECKING:
@@ -135,6 +135,8 @@ class _Covered:
             part = {None: slice(None), 0: slice(0, n_left), 1: slice(n_left, None)}[shot.hemisphere]
             triangles = cortex.triangles[part]
             at, nearness = shot.projection.pixels(vertices)
+            if cortex.is_closed:  # what faces away is never seen, and two thirds of the work
+                triangles = triangles[facing(at, triangles)]
             triangle, weights, _ = cover(at * scale, nearness, triangles, self._shape)
             left, top, width, height = (scale * side for side in shot.projection.box)
             rows, columns = np.mgrid[: self._shape[0], : self._shape[1]] + 0.5
@@ -166,10 +168,12 @@ class _Covered:
         index = np.rint((N_COLOURS - 1) * scale.positions(self._painted(values))).astype(np.intp)
         opacity = (colour[:, 3:] / 255)[index]
         rgb = self._light * (self._grey + (colour[:, :3][index] - self._grey) * opacity)
+        behind = np.array([background.red(), background.green(), background.blue()], dtype=np.float32)
         if stale:
-            rgb = np.repeat(STALE_LIGHT * (rgb @ np.array([0.2126, 0.7152, 0.0722], dtype=np.float32))[:, None], 3, axis=1)
+            luminance = rgb @ np.array([0.2126, 0.7152, 0.0722], dtype=np.float32)
+            rgb = behind + (luminance[:, None] - behind) * STALE_PART
         picture = np.empty((self._shape[0] * self._shape[1], 3), dtype=np.uint8)
-        picture[:] = (background.red(), background.green(), background.blue())
+        picture[:] = behind
         picture[self._place] = np.rint(rgb)
         height, width = self._shape
         return QImage(picture.data, width, height, 3 * width, QImage.Format.Format_RGB888).copy()

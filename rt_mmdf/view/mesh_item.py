@@ -17,7 +17,7 @@ from rt_mmdf.sinks.colours import GYRUS, SULCUS
 from rt_mmdf.view.camera import Shot
 from rt_mmdf.view.colours import N_COLOURS, ColourScale
 from rt_mmdf.view.cortex import Cortex
-from rt_mmdf.view.pane import AMBIENT, STALE_LIGHT
+from rt_mmdf.view.pane import AMBIENT, STALE_PART
 
 DOWNWARDS = np.diag([1.0, -1.0, 1.0, 1.0])
 POSITION, NORMAL, SULC, VALUE = range(4)
@@ -37,13 +37,13 @@ void main() {
 """
 FRAGMENT_SHADER = """
 IN float light; IN float depth_of_sulcus; IN float along;
-uniform sampler2D table; uniform float stale;
+uniform sampler2D table; uniform float stale; uniform vec3 background;
 void main() {
     float grey = mix(GYRUS, SULCUS, clamp(0.5 + 5.0 * depth_of_sulcus, 0.0, 1.0));
     vec4 activity = LOOK_UP(table, vec2((0.5 + (N_COLOURS - 1.0) * clamp(along, 0.0, 1.0)) / N_COLOURS, 0.5));
     vec3 rgb = light * mix(vec3(grey), activity.rgb, activity.a);
     float luminance = dot(rgb, vec3(0.2126, 0.7152, 0.0722));
-    COLOUR = vec4(mix(rgb, vec3(STALE_LIGHT * luminance), stale), 1.0);
+    COLOUR = vec4(mix(rgb, mix(background, vec3(luminance), STALE_PART), stale), 1.0);
 }
 """
 
@@ -68,7 +68,7 @@ CONSTANTS = "".join(
     f"#define {name} {value!r}\n"
     for name, value in {
         "AMBIENT": AMBIENT,
-        "STALE_LIGHT": STALE_LIGHT,
+        "STALE_PART": STALE_PART,
         "GYRUS": GYRUS,
         "SULCUS": SULCUS,
         "N_COLOURS": float(N_COLOURS),
@@ -118,7 +118,7 @@ class CortexMesh:
     def upload(self, context: QOpenGLContext) -> None:
         """Upload what stays to `context`, which is current and nobody else's; ViewError where it is too old."""
         self._program = compiled(context)
-        names = ("view", "clip", "gain", "diverging", "table", "stale")
+        names = ("view", "clip", "gain", "diverging", "table", "stale", "background")
         self._uniform = {name: GL.glGetUniformLocation(self._program, name) for name in names}
         if _is_core(context):
             GL.glBindVertexArray(GL.glGenVertexArrays(1))
@@ -139,8 +139,14 @@ class CortexMesh:
         GL.glBindTexture(GL.GL_TEXTURE_2D, GL.glGenTextures(1))
         self._new_values = self._new_table = True
 
-    def paint(self, ratio: float) -> None:
-        """Paint all shots into the current context, rows from the top down; `ratio` of the device's pixels to theirs."""
+    def paint(self, ratio: float, background: tuple[float, float, float]) -> None:
+        """Paint all shots into the current context, rows from the top down.
+
+        Parameters
+        ----------
+        ratio : of the device's pixels to those of the shots
+        background : red, green, blue of what the context was cleared with, 0 to 1: a stale cortex fades into it
+        """
         if self._scale is None:
             return
         if self._new_table:
@@ -154,6 +160,7 @@ class CortexMesh:
         GL.glUniform1f(self._uniform["gain"], 1 / self._scale.high)
         GL.glUniform1f(self._uniform["diverging"], float(self._scale.signed))
         GL.glUniform1f(self._uniform["stale"], float(self._stale))
+        GL.glUniform3f(self._uniform["background"], *background)
         for shot in self._shots:
             self._draw(shot, ratio)
 
@@ -232,5 +239,5 @@ def _refused(log: bytes | str) -> ViewError:
     seen = version.decode(errors="replace") if isinstance(version, bytes) else str(version)
     return ViewError(
         f"OpenGL {seen}: the shader of the cortex was refused ({said.strip()[:300]}); OpenGL 2.1 or newer is expected. "
-        "Update the graphics driver, or draw without OpenGL: rt-mmdf view --flat"
+        "Update the graphics driver."
     )

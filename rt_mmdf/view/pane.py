@@ -12,7 +12,7 @@ from PySide6.QtGui import QColor, QFont, QFontMetricsF, QImage, QMouseEvent, QPa
 from PySide6.QtWidgets import QHBoxLayout, QWidget
 
 from rt_mmdf.core.blocks import Float32
-from rt_mmdf.view.camera import LAYOUTS, PRESETS, Camera, Projection, Shot
+from rt_mmdf.view.camera import LAYOUTS, PRESETS, Camera, Footprint, Projection, Shot
 from rt_mmdf.view.colour_bar import ColourBar
 from rt_mmdf.view.colours import ColourScale
 from rt_mmdf.view.cortex import Cortex
@@ -21,7 +21,7 @@ from rt_mmdf.view.themes import Theme
 CLICK_PIXELS = 4  # a press that moves further is a drag
 DEGREES_PER_PIXEL = 0.4
 AMBIENT = 0.42  # of the light, which comes from the camera
-STALE_LIGHT = 0.5  # a stale picture is grey, and darker by this
+STALE_PART = 0.5  # a stale picture is grey; this part of it is left, the rest is background
 MARK_COLOUR = "#00d27f"
 
 
@@ -69,6 +69,7 @@ class BrainPane(QWidget):
         self._values: Float32 | None = None
         self._stale: str | None = None
         self._mark: int | None = None
+        self._footprints: dict[Shot, Footprint] = {}
         self._letters: list[tuple[str, float, float]] = []
         self._rings: list[QPointF] = []
         self._pressed: QPointF | None = None
@@ -88,6 +89,11 @@ class BrainPane(QWidget):
         self.set_values(None)
 
     # what is shown
+
+    @property
+    def canvas(self) -> QWidget:
+        """The picture without the colour bar: pixels of `project` and `vertex_at` are its."""
+        return self._widget
 
     @property
     def surface(self) -> str:
@@ -217,6 +223,7 @@ class BrainPane(QWidget):
             drawn = vertices if panel.hemisphere is None else vertices[self.cortex.hemisphere == panel.hemisphere]
             shots.append(Shot(panel, Projection.of(camera, box, drawn)))
         self._shots = tuple(shots)
+        self._footprints.clear()
         self._canvas.set_shots(self._shots)
         self._words.setGeometry(0, 0, width, height)
         self._letters = [letter for shot in self._shots for letter in self._letters_of(shot)]
@@ -240,9 +247,12 @@ class BrainPane(QWidget):
         return None
 
     def _under(self, shot: Shot, at: tuple[float, float]) -> tuple[int, float] | None:
-        n_left = self.cortex.n_left_triangles
-        part = {None: slice(None), 0: slice(0, n_left), 1: slice(n_left, None)}[shot.hemisphere]
-        return shot.projection.under(at, self.cortex.vertices(self._surface), self.cortex.triangles[part])
+        if shot not in self._footprints:
+            n_left = self.cortex.n_left_triangles
+            part = {None: slice(None), 0: slice(0, n_left), 1: slice(n_left, None)}[shot.hemisphere]
+            vertices = self.cortex.vertices(self._surface)
+            self._footprints[shot] = Footprint(shot.projection, vertices, self.cortex.triangles[part])
+        return self._footprints[shot].under(at)
 
     def _in_front(self, shot: Shot, at: tuple[float, float], nearness: float) -> bool:
         left, top, width, height = shot.projection.box

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import select
 import shutil
-import subprocess
 from collections.abc import Iterator
 
 import pytest
 
 START_LIMIT_S = 20.0
 SCREEN = "2560x1440x24"
+# Qt ends the process when its display vanishes, and its application lives until the interpreter ends. So the server outlives
+# the tests: it ends when this process does, however that happens, which closes the pipe that the shell reads.
+SERVER = '"$@" & server=$!; read line; kill $server; wait $server'
 
 
 @pytest.fixture(scope="session")
@@ -29,39 +31,9 @@ def display() -> Iterator[str]:
         environment.setenv("LP_NUM_THREADS", "1")
         environment.setenv("QT_QPA_PLATFORM", "xcb")
         environment.delenv("WAYLAND_DISPLAY", raising=False)
-        reading, writing = os.pipe()
-        server = subprocess.Popen(
-            [
-                program,
-                "-displayfd",
-                str(writing),
-                "-screen",
-                "0",
-                SCREEN,
-                "-nolisten",
-                "tcp",
-                "-noreset",
-                "+extension",
-                "GLX",
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            pass_fds=(writing,),
-        )
-        os.close(writing)
-        try:
-            name = f":{_number(reading)}"
-            environment.setenv("DISPLAY", name)
-            yield name
-        finally:
-            os.close(reading)
-            server.terminate()
-            try:
-                server.wait(5.0)
-            except subprocess.TimeoutExpired:
-                server.kill()
-                server.wait()
+        name = f":{_start(program)}"
+        environment.setenv("DISPLAY", name)
+        yield name
 
 
 @pytest.fixture(scope="session")
@@ -70,13 +42,32 @@ def qapp_args(display: str, pytestconfig: pytest.Config) -> list[str]:
     return [str(pytestconfig.getini("qt_qapp_name"))]
 
 
-def _number(reading: int) -> int:
-    """The number that the server writes, with a line end, once it accepts clients."""
+def _start(program: str) -> int:
+    """Start the server; its number, which it chooses and tells once it accepts clients."""
+    reading, writing = os.pipe()
+    lifeline, held = os.pipe()  # `held` stays open as long as this process lives
+    os.set_inheritable(writing, True)
+    screen = ("-displayfd", str(writing), "-screen", "0", SCREEN, "-nolisten", "tcp", "-noreset", "+extension", "GLX")
+    os.posix_spawn(
+        "/bin/sh",
+        ("sh", "-c", SERVER, "sh", program, *screen),
+        os.environ,
+        file_actions=[
+            (os.POSIX_SPAWN_DUP2, lifeline, 0),
+            *((os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_WRONLY, 0) for number in (1, 2)),
+        ],
+        setsid=True,
+    )
+    os.close(lifeline)
+    os.close(writing)
     written = b""
     while not written.endswith(b"\n"):
         ready, _, _ = select.select([reading], [], [], START_LIMIT_S)
         piece = os.read(reading, 16) if ready else b""
         if not piece:
+            os.close(held)
+            os.close(reading)
             pytest.skip(f"no display, and Xvfb did not start within {START_LIMIT_S:g} s")
         written += piece
+    os.close(reading)
     return int(written)
