@@ -355,4 +355,4 @@ class MarkerReceiver:
 
     def close(self) -> None:
         """Unsubscribe; after the worker was stopped."""
-        self._lose("closed")
+        self._lose("")

@@ -421,6 +421,7 @@ class Session:
             },
             **{k: status[k] for k in ("unit", "filter_delay_ms", "look_ahead_ms", "device_lag", "files")},
             "model": self.imaging.model_facts,
+            **{k: status[k] for k in ("sensors", "second", "average") if status[k] is not None},
         }
         return Scorecard(
             solver=self.imaging.solver_name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Callable
@@ -10,10 +11,12 @@ from typing import Any
 import mne
 import numpy as np
 import pytest
+from rich.console import Console
 
 import rt_mmdf.sinks.health as health
 from rt_mmdf.app.chain import CleanedHop
 from rt_mmdf.app.session import Session
+from rt_mmdf.cli.live import status_table
 from rt_mmdf.core.blocks import Flag
 from rt_mmdf.core.errors import ConfigurationError
 from rt_mmdf.headmodel.head import HeadModel
@@ -464,3 +467,15 @@ def test_the_health_stream_is_what_its_documentation_says(streaming: Lab, conten
     assert len(last["latency_histogram"]["edges_ms"]) == len(last["latency_histogram"]["counts"]) + 1
     assert last["average"]["events"]["left"]["n_trials"] == 3
     assert last["average"]["markers"]["not_averaged"] == 0
+
+
+def test_the_terminal_shows_the_second_solver_and_the_averages(streaming: Lab, content: dict[str, Any]) -> None:
+    streaming.publish_events("stimuli", EVENTS)
+    session = streaming.session({**content, "second_solver": {"method": "MNE"}, "average": AVERAGE})
+    streaming.run(session)
+    console = Console(file=io.StringIO(), width=160)
+    console.print(status_table(session.status()))
+    shown = console.file.getvalue()
+    hops = session.engine.counts.hops
+    assert re.search(rf"second +MNE, {hops} of {hops} hops, 0 skipped", shown)
+    assert re.search(r"averages +left 4 \(0 rejected\), right 2 \(0 rejected\)", shown)
