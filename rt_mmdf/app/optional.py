@@ -49,6 +49,13 @@ class OptionalStreams:
     second : OperatorBuilder | None
         Of the second solver, where there is one.
     sources, described : of the first solver's estimates
+
+    Attributes
+    ----------
+    sensors, second, average, marks
+        The parts; None for what was not asked for.
+    published : list of str
+        Names of the streams, without their companions.
     """
 
     def __init__(
@@ -65,12 +72,14 @@ class OptionalStreams:
         self.second: SecondSolver | None = None
         self.average: EventAverages | None = None
         self.marks: OperatorMarks | None = None
+        self.published: list[str] = []
         output, name, taps, imaging = settings.output, settings.name, engine.chain.taps, operators.imaging
         self._resources = ExitStack()
         try:
             if second is not None:
                 self.second = self._open_second(settings, transport, engine, second, sources, described)
                 taps.append(self.second.put)
+                self.published.append(f"{name}-second")
             if output.sensors is not None:
                 check_rate(output.sensors, engine.sfreq, settings.preprocessing.filters.band_pass.high_hz)
                 outlet = SensorOutlet(
@@ -84,12 +93,14 @@ class OptionalStreams:
                 )
                 self.sensors = SensorDisplay(self._resources.enter_context(outlet))
                 taps.append(self.sensors.put)
+                self.published.append(outlet.stream.name)
             if settings.average is not None:
                 self.average = EventAverages(
                     settings.average, transport, name, imaging, sources, described, operators.complete
                 )
                 self._resources.callback(self.average.close)
                 taps.append(self.average.put)
+                self.published += [outlets.streams[0].name for outlets in self.average.outlets.values()]
             if output.marks:
                 self.marks = OperatorMarks(transport, f"{name}-marks", self._obey)
                 self._resources.callback(self.marks.close)

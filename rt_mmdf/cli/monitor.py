@@ -23,7 +23,8 @@ def monitor(
     The configuration names an EEG and a MEG stream (or one of them), the head model, the noise covariance, filters and
     solver or trained model; every key has a default but the streams. Published are NAME-sources (the estimate),
     NAME-sources-companion (flags and time stamps of each estimate), NAME-sources-strongest and NAME-health (JSON, once a
-    second). A window that shows them is started as a process of its own; closing it does not stop imaging.
+    second); on request also NAME-sensors (the cleaned sensors), NAME-second (a second solver) and NAME-average-EVENT
+    (event-locked averages), see configs/monitor.toml. A window that shows them is started as a process of its own; closing it does not stop imaging.
 
     Examples:
 
@@ -49,9 +50,10 @@ def monitor(
     try:
         # the window first on the way in, last on the way out: it shows how the engine ends
         with view_beside(settings.name, settings.head.folder, wanted=not no_view), session, live_status() as on_status:
+            name = settings.name
+            more = "".join(f", {stream.removeprefix(name)}" for stream in session.optional.published)
             ERR.print(
-                f"Publishing {settings.name}-sources, -sources-companion, -sources-strongest and {settings.name}-health. "
-                "Ctrl-C ends it.",
+                f"Publishing {name}-sources, -sources-companion, -sources-strongest{more} and {name}-health. Ctrl-C ends it.",
                 highlight=False,
                 soft_wrap=True,
             )

@@ -425,6 +425,7 @@ def test_every_stream_is_told_in_the_description_of_the_estimates(streaming: Lab
         "marks": "a-marks",
     }
     assert set(streams.values()) - {"a-marks"} <= names_on_offer(streaming)
+    assert session.optional.published == ["a-second", "a-sensors", "a-average-left", "a-average-right"]
     assert (told["engine/session"], told["engine/hop_ms"], told["engine/budget_ms"]) == ("a", "40", "40")
     session.stop()
     assert not {name for name in names_on_offer(streaming) if name.startswith("a-") and name.islower()}
