@@ -79,8 +79,8 @@ def status_table(status: dict[str, Any]) -> Group:
     physics = f"{status['look_ahead_ms']:.0f} ms look-ahead, {status['filter_delay_ms']:.0f} ms filter, device lag unknown"
     figures.add_row("physics adds", physics)
     if (second := status["second"]) is not None:
-        late = f"lateness p50 {second['latency_ms']['lateness']['p50']:.1f} ms"
-        skipped = Text.assemble(_warn(second["skipped_hops"], 0.5, "{:.0f}"), f" skipped, {late}")
+        lateness = f"lateness p50 {second['latency_ms']['lateness']['p50']:.1f} ms"
+        skipped = Text.assemble(_warn(second["skipped_hops"], 0.5, "{:.0f}"), f" skipped, {lateness}")
         figures.add_row(
             "second", Text.assemble(f"{second['solver']}, {second['estimates']} of {second['hops']} hops, ", skipped)
         )

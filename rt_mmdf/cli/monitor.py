@@ -24,7 +24,8 @@ def monitor(
     solver or trained model; every key has a default but the streams. Published are NAME-sources (the estimate),
     NAME-sources-companion (flags and time stamps of each estimate), NAME-sources-strongest and NAME-health (JSON, once a
     second); on request also NAME-sensors (the cleaned sensors), NAME-second (a second solver) and NAME-average-EVENT
-    (event-locked averages), see configs/monitor.toml. A window that shows them is started as a process of its own; closing it does not stop imaging.
+    (event-locked averages), see configs/monitor.toml. A window that shows them is started as a process of its own;
+    closing it does not stop imaging.
 
     Examples:
 
@@ -53,7 +54,8 @@ def monitor(
             name = settings.name
             more = "".join(f", {stream.removeprefix(name)}" for stream in session.optional.published)
             ERR.print(
-                f"Publishing {name}-sources, -sources-companion, -sources-strongest{more} and {name}-health. Ctrl-C ends it.",
+                f"Publishing {name}-sources, -sources-companion, -sources-strongest{more} and {name}-health. "
+                "Ctrl-C ends it.",
                 highlight=False,
                 soft_wrap=True,
             )
