@@ -38,6 +38,7 @@ CHUNK_S = 0.02  # between two pulls: 20 estimates at once cost a fraction of 20 
 ASIDE_S = 0.04
 SILENT_S = 1.0  # after so long without an estimate the engine counts as silent, and the network is asked for it
 LOOK_S = 0.7  # one round of asking the network: multicast at once, known peers after 0.5 s
+FIRST_LOOK_S = 0.25  # where the name is known, and no second engine need be waited for
 LOOK_AGAIN_S = 5.0  # for streams that are not there, while the engine runs
 RETRY_S = 5.0  # after an engine that could not be taken up
 MEASURE_S = 0.02  # a probe works in a thread of its own inside liblsl and is asked again later
@@ -207,7 +208,9 @@ class Feed:
         self._averages: NewestValue[dict[str, Average]] = NewestValue()
         self._marks: NewestValue[tuple[ShownMark, ...]] = NewestValue()
         self._to_mark: Mailbox[_OwnMark] = Mailbox(MAX_MARKS)
-        self._link: EstimateLink | None = None  # what is subscribed now; set by the thread of the estimates alone
+        # set by the thread of the estimates alone: what is subscribed to, and, once its head was found, what is shown
+        self._subscribed: EstimateLink | None = None
+        self._link: EstimateLink | None = None
         self._wanting = True  # something that the engine says it publishes is not there yet; set by the thread aside alone
         # of the thread of the estimates
         self._sightings = Sightings()
@@ -353,8 +356,9 @@ class Feed:
             silent = link.silent_s >= SILENT_S
             if not (silent or self._wanting) or now - before.at < (SILENT_S if silent else LOOK_AGAIN_S):
                 return
+        seconds = FIRST_LOOK_S if before is None and self._name is not None else LOOK_S
         try:
-            found = self._transport.resolve(timeout_s=LOOK_S)
+            found = self._transport.resolve(timeout_s=seconds)
         except StreamError as error:
             logger.warning("view: %s", error)
             return
@@ -370,7 +374,6 @@ class Feed:
             self._take_up(looked)
             return
         try:
-            link.look_for_companion(looked.found)
             came = link.step(shown.history)
         except (StreamError, Restarted):
             self._leave()
@@ -408,7 +411,7 @@ class Feed:
         if self._refused is not None and self._refused[0] == chosen.uid and self._clock.now() < self._refused[1]:
             return
         try:
-            self._open(chosen, looked.found)
+            self._open(chosen)
         except StreamNotFound as error:  # it was there when the network was asked
             logger.info("view: %s", error)
             self._refused = chosen.uid, self._clock.now() + 1.0
@@ -426,11 +429,12 @@ class Feed:
         what = f"{'engine' if name else 'an engine'}{asked}"
         return f"waiting for {what}: `rt-mmdf monitor` or `rt-mmdf demo`, on this machine or another.{on_offer}"
 
-    def _open(self, stream: StreamDescription, found: Sequence[StreamDescription]) -> None:
+    def _open(self, stream: StreamDescription) -> None:
         if (self._status.get() or (None,))[0] is not Status.PROBLEM:  # else its text would flicker at every new trial
             self._tell(Status.OPENING, note=f"opening {stream.name}")
         before = self._shown.get()
-        link = EstimateLink(self._transport, stream, found)
+        link = EstimateLink(self._transport, stream)
+        self._subscribed = link  # the thread aside subscribes to the others meanwhile
         try:
             alike = before is not None and before.link.engine.same_sources(link.engine)
             head = before.head if before is not None and alike else self._find(link.engine, self._folder)
@@ -438,6 +442,7 @@ class Feed:
             if history is None or history.sfreq != link.engine.sfreq:
                 history = self._new_history(link.engine)
         except BaseException:
+            self._subscribed = None
             link.close()
             raise
         same = before is not None and before.head is head and before.history is history
@@ -455,7 +460,7 @@ class Feed:
         """Unsubscribe; what was received can still be looked at."""
         if (link := self._link) is not None:
             self._past.put((self._past.get() or Counts()) + link.counts)
-            self._link = None
+            self._link = self._subscribed = None
             link.close()
             self._tell(Status.WAITING, note=self._waited_for(()))
 
@@ -487,7 +492,7 @@ class Feed:
             return
         kept = self._second.get()
         try:
-            link = EstimateLink(self._transport, header, found)
+            link = EstimateLink(self._transport, header)
         except StreamError as error:
             logger.warning("the second solver cannot be shown: %s", error)
             self._unusable.add(header.uid)
@@ -508,7 +513,7 @@ class Feed:
 
     def attend(self) -> None:
         """Everything that comes slowly: health, sensors, averages, the engine's clock, marks."""
-        main, looked = self._link, self._round.get()
+        main, looked = self._subscribed, self._round.get()
         if main is None or looked is None or self._uid not in ("", main.engine.uid):
             self._leave_aside()
             return
@@ -519,7 +524,8 @@ class Feed:
             shown = self._averages.get() or {}
             self._averages.put({event: newest for event, newest in shown.items() if event in main.engine.averages})
         try:
-            self._subscribe_aside(main.engine, looked.found)
+            main.look_for_companion(looked.found)
+            self._subscribe_aside(main, looked.found)
             self._measure_clock(main.engine)
             if self._sensor_link is not None:
                 self._sensor_link.step()
@@ -530,9 +536,9 @@ class Feed:
             logger.info("view: %s", error)
             self._leave_aside()
 
-    def _subscribe_aside(self, engine: EngineDescription, found: Sequence[StreamDescription]) -> None:
+    def _subscribe_aside(self, main: EstimateLink, found: Sequence[StreamDescription]) -> None:
         """Open what the engine says it publishes, and is there, and is not open yet."""
-        wanted = 0
+        engine, wanted = main.engine, int(not main.has_companion)
         if self._health_inlet is None:
             header = _of_engine(engine.names["health"], engine, found)
             wanted += header is None
@@ -559,10 +565,8 @@ class Feed:
                     except StreamError as error:
                         self._unusable.add(header.uid)
                         logger.warning("the average of %r cannot be shown: %s", event, error)
-        main = self._link
-        no_companion = main is not None and not main.has_companion
         no_second = "second" in engine.names and _of_engine(engine.names["second"], engine, found) is None
-        self._wanting = bool(wanted) or no_companion or no_second
+        self._wanting = bool(wanted) or no_second
 
     def _measure_clock(self, engine: EngineDescription) -> None:
         if self._probe is None:

@@ -16,8 +16,6 @@ import numpy as np
 from rt_mmdf.core.errors import HeadModelError, RtMmdfError
 from rt_mmdf.headmodel.cache import cache_folder
 from rt_mmdf.headmodel.head import HEAD_FILE, SURFACES_FILE, HeadModel, load_head
-from rt_mmdf.headmodel.template import N_SOURCES, Spacing, build_template
-from rt_mmdf.solvers.artefact import find_model, known_models, load_artefact
 from rt_mmdf.view.streams import EngineDescription
 
 TOLERANCE_MM = 0.1
@@ -56,8 +54,8 @@ def find_head(engine: EngineDescription, folder: Path | None = None, progress: P
             return head
     raise HeadModelError(
         f"the head of engine {engine.name!r} is not on this machine: {engine.head!r}, fingerprint "
-        f"{engine.fingerprint[:16]}, {engine.n_sources} sources.{refused} Looked in {cache_folder()} and in "
-        f"{len(known_models())} models. Copy the head's folder (made by `rt-mmdf head`) from {engine.host!r} "
+        f"{engine.fingerprint[:16]}, {engine.n_sources} sources.{refused} Looked in {cache_folder()} and in the models at "
+        f"hand. Copy the head's folder (made by `rt-mmdf head`) from {engine.host!r} "
         f"to this machine and name it: rt-mmdf view {engine.name} --head FOLDER"
     )
 
@@ -115,6 +113,8 @@ def _same_places(folder: Path, engine: EngineDescription) -> bool:
 
 
 def _in_models(engine: EngineDescription) -> HeadModel | None:
+    from rt_mmdf.solvers.artefact import find_model, known_models, load_artefact  # half a second that a cache saves
+
     for name in known_models():
         try:
             artefact = load_artefact(find_model(name))
@@ -130,6 +130,8 @@ def _in_models(engine: EngineDescription) -> HeadModel | None:
 
 def _template(engine: EngineDescription) -> HeadModel | None:
     """The template with one electrode: its leadfield is not needed, and the coarsest skull is good enough for one."""
+    from rt_mmdf.headmodel.template import N_SOURCES, Spacing, build_template  # two seconds that a cache saves
+
     spacings: tuple[Spacing, ...] = ("ico3", "ico4", "ico5")
     spacing = next((own for own in spacings if (N_SOURCES[own],) * 2 == tuple(map(len, engine.vertices))), None)
     if spacing is None:

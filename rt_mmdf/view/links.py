@@ -28,6 +28,7 @@ PULL_S = 0.1  # longest wait for a first sample
 PATIENCE_S = 0.25  # an estimate waits so long for its companion
 BUFFER_S = 2.0  # of the transport: what a view is late by at most before samples are lost
 COMPANION_BUFFER_S = 10 * BUFFER_S  # small, and tells what was lost
+COMPANION_LIMIT_S = 3.0  # so long is waited for it to be subscribed to
 COMPANION_WAIT_S = 0.01  # it is pushed right after its estimate
 MAX_WAITING_BYTES = 32_000_000
 LATENCY_HOPS = 8192
@@ -155,6 +156,7 @@ class Pairing:
         self._rows = np.zeros((0, len(COMPANION_COLUMNS)))
         self._times = np.zeros(0)
         self._begun = math.nan
+        self._told_from = -math.inf  # stamp of the first companion
         self.lost = 0
         self.unflagged = 0
 
@@ -165,16 +167,29 @@ class Pairing:
 
     def companions(self, rows: Float64, times: Float64) -> None:
         """Take rows of `COMPANION_COLUMNS` with their stamps."""
+        if len(times) and not math.isfinite(self._told_from):
+            self._told_from = float(times[0]) - self._tolerance
+            waiting, self._n_waiting = list(self._waiting), 0
+            self._waiting.clear()
+            for chunk in waiting:
+                self._keep(*chunk)
         self._rows = np.concatenate([self._rows, rows])[-self._max_rows :]
         self._times = np.concatenate([self._times, times])[-self._max_rows :]
 
     def estimates(self, data: Float32, times: Float64, now: float) -> None:
         """Take ``(n_times, n_sources)`` estimates with their stamps, received at `now`."""
-        if len(times):
-            if math.isnan(self._begun):
-                self._begun = float(times[0])
+        if math.isnan(self._begun):
+            self._keep(data, times, now)
+        elif len(times):
             self._waiting.append((data, times, now))
             self._n_waiting += len(times)
+
+    def _keep(self, data: Float32, times: Float64, now: float) -> None:
+        """All but what came before the first companion: one stream was subscribed to a moment earlier than the other."""
+        known = times >= self._told_from
+        if known.any():
+            self._waiting.append((data[known], times[known], now))
+            self._n_waiting += int(np.count_nonzero(known))
 
     def take(self, now: float) -> list[Paired]:
         """What need not wait any longer, oldest first."""
@@ -191,6 +206,8 @@ class Pairing:
             n = len(times) if ready.all() else int(np.argmin(ready))
             if n == 0:
                 break
+            if math.isnan(self._begun):
+                self._begun = float(times[0])
             flags = np.zeros(n, dtype=np.uint32)
             told = at[:n][known[:n]]
             flags[known[:n]] = _as_flags(self._rows[told, 2])
@@ -219,13 +236,15 @@ def _as_flags(column: Float64) -> NDArray[np.uint32]:
 
 
 class EstimateLink:
-    """One stream of estimates and its companion, received; subscribed once built.
+    """One stream of estimates and its companion, received; subscribed to the estimates once built.
+
+    Subscribing to the companion takes half a second on a network and can be done meanwhile in another thread
+    (`look_for_companion`); until then nothing is pulled, so that no estimate is shown of which nobody knows what is wrong.
 
     Parameters
     ----------
     transport : Transport
     stream : header of the stream of estimates, as `Transport.resolve` found it
-    found : everything on the network, to find the companion in
 
     Raises
     ------
@@ -233,7 +252,7 @@ class EstimateLink:
         It is gone, or its description cannot be used.
     """
 
-    def __init__(self, transport: Transport, stream: StreamDescription, found: Sequence[StreamDescription]) -> None:
+    def __init__(self, transport: Transport, stream: StreamDescription) -> None:
         self._clock = transport.clock
         self._transport = transport
         self._inlet: Inlet = transport.inlet(stream, buffer_s=BUFFER_S)
@@ -249,23 +268,34 @@ class EstimateLink:
         self._heard = self._pulled = self._clock.now()
         self._counts = Counts()
         self._last_index = self._last_hop = -math.inf
-        try:
-            self.look_for_companion(found)
-        except BaseException:
-            self.close()
-            raise
+        self._ready = self._closed = False
 
     def look_for_companion(self, found: Sequence[StreamDescription]) -> None:
-        """Subscribe to the companion, where that was not done yet and it is there now; StreamError where it cannot be."""
+        """Subscribe to the companion, where that was not done yet and it is there now; may be called from another thread.
+
+        Parameters
+        ----------
+        found : everything on the network
+
+        Raises
+        ------
+        StreamError
+            It is there, and cannot be subscribed to.
+        """
         if self._companion is not None:
             return
         name, host = self.engine.names["companion"], self.engine.host
         for header in found:
             fits = header.dtype == "float64" and header.n_channels == len(COMPANION_COLUMNS)
             if fits and (header.name, header.hostname) == (name, host):
-                self._companion = self._transport.inlet(header, buffer_s=COMPANION_BUFFER_S)
+                companion = self._transport.inlet(header, buffer_s=COMPANION_BUFFER_S)
+                if self._closed:
+                    companion.close()
+                else:
+                    self._companion = companion
                 break
         self._pairing.expected = self._companion is not None
+        self._ready = True
 
     @property
     def has_companion(self) -> bool:
@@ -293,6 +323,8 @@ class EstimateLink:
         StreamError
             The outlet is gone for good.
         """
+        if not self._ready and self.silent_s < COMPANION_LIMIT_S:
+            return False
         raw, times = self._inlet.pull(PULL_S)
         data = self._bounded(raw, times)
         now = self._clock.now()
@@ -354,6 +386,7 @@ class EstimateLink:
 
     def close(self) -> None:
         """Unsubscribe; a second call does nothing."""
+        self._closed = True
         self._inlet.close()
         if self._companion is not None:
             self._companion.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 
 import numpy as np
@@ -76,3 +77,23 @@ class PublishingEngine:
     def close(self) -> None:
         self.outlets.close()
         self.health.close()
+
+
+def main() -> None:
+    """An engine of its own process: publishes hops on time until it is ended; NAME N_LEFT FINGERPRINT."""
+    from rt_mmdf.lsl.network import NetworkTransport
+    from rt_mmdf.runtime.mailbox import Signal
+
+    name, n_left, fingerprint = sys.argv[1:]
+    pause = Signal()
+    engine = PublishingEngine(NetworkTransport(), name, sources_of(int(n_left), 17, fingerprint))
+    begun = engine.transport.clock.now()
+    while True:
+        pause.wait(max(0.0, begun + (engine.hop + 1) * HOP_S - engine.transport.clock.now()))
+        engine.publish(at=begun + (engine.hop + 1) * HOP_S)
+        if engine.hop % 20 == 0:
+            engine.health.publish({"hops": engine.hop, "budget_ms": 20.0})
+
+
+if __name__ == "__main__":
+    main()

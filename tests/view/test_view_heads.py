@@ -15,6 +15,7 @@ from rt_mmdf.headmodel.head import HEAD_FILE, HeadModel
 from rt_mmdf.sinks.estimates import EstimateDescription, describe_streams
 from rt_mmdf.sinks.settings import EstimateStreamSettings
 from rt_mmdf.sinks.sources import SourceSpaceDescription
+from rt_mmdf.solvers import artefact
 from rt_mmdf.view import heads
 from rt_mmdf.view.heads import find_head, fits
 from rt_mmdf.view.streams import EngineDescription, read_engine
@@ -32,7 +33,7 @@ def engine_on(head: HeadModel) -> EngineDescription:
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache, and no models."""
     monkeypatch.setenv("RT_MMDF_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(heads, "known_models", list)
+    monkeypatch.setattr(artefact, "known_models", list)
     return tmp_path / "cache"
 
 
@@ -117,7 +118,7 @@ def test_a_models_head_is_found_by_its_sources(
         def load_head(self) -> HeadModel:
             return template_head_ico3
 
-    monkeypatch.setattr(heads, "known_models", lambda: ["own"])
-    monkeypatch.setattr(heads, "find_model", lambda name: Path(name))
-    monkeypatch.setattr(heads, "load_artefact", lambda folder: Model())
+    monkeypatch.setattr(artefact, "known_models", lambda: ["own"])
+    monkeypatch.setattr(artefact, "find_model", lambda name: Path(name))
+    monkeypatch.setattr(artefact, "load_artefact", lambda folder: Model())
     assert find_head(engine_on(template_head_ico3)) is template_head_ico3
