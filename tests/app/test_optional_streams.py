@@ -6,6 +6,7 @@ import io
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import mne
@@ -480,3 +481,44 @@ def test_the_terminal_shows_the_second_solver_and_the_averages(streaming: Lab, c
     hops = session.engine.counts.hops
     assert re.search(rf"second +MNE, {hops} of {hops} hops, 0 skipped", shown)
     assert re.search(r"averages +left 4 \(0 rejected\), right 2 \(0 rejected\)", shown)
+
+
+class Recorder:
+    """A solver that keeps what it is given."""
+
+    n_sources, unit = 1284, ""
+
+    def __init__(self) -> None:
+        self.windows: list[np.ndarray] = []
+
+    def reset(self) -> None: ...
+
+    def __call__(self, window: np.ndarray, n_new: int) -> np.ndarray:
+        self.windows.append(window.copy())
+        return np.zeros((self.n_sources, n_new), np.float32)
+
+
+def test_the_window_of_a_second_solver_has_no_holes_where_hops_were_skipped(
+    streaming: Lab, content: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content |= {"second_solver": {"method": "dSPM"}, "budget_ms": 100.0, "window_ms": 200.0}
+    session = streaming.session(content)
+    hops, companion = cleaned_of(session), Ear(streaming, "a-second-companion")
+    second, recorder = session.optional.second, Recorder()
+    operator = second.operators.complete
+    second.operators.switch.offer(second.imaging.full_key(), replace(operator, solver=recorder))
+    rounds = iter(range(10**6))
+    monkeypatch.setattr(streaming, "pump_optional", lambda session: next(rounds) % 20 == 0 and second.step(0.0))
+    streaming.run(session)
+    assert second.status()["skipped_hops"] > len(recorder.windows) > 10
+    rows, _ = companion.heard()
+    imaged = rows[::10, COMPANION_COLUMNS.index("hop")].astype(int)
+    assert len(imaged) == len(recorder.windows)
+    whitened = operator.whitener.matrix.astype(np.float32) @ joined(hops)[0]
+    n_checked = 0
+    for number, window in zip(imaged, recorder.windows, strict=True):
+        stop = 10 * (number - hops[0].number + 1)
+        if stop >= 50:
+            np.testing.assert_allclose(window, whitened[:, stop - 50 : stop], atol=1e-4)
+            n_checked += 1
+    assert n_checked > 10
