@@ -40,7 +40,7 @@ SILENT_S = 1.0  # after so long without an estimate the engine counts as silent,
 LOOK_S = 0.7  # one round of asking the network: multicast at once, known peers after 0.5 s
 FIRST_LOOK_S = 0.25  # where the name is known, and no second engine need be waited for
 LOOK_AGAIN_S = 5.0  # for streams that are not there, while the engine runs
-RETRY_S = 5.0  # after an engine that could not be taken up
+RETRY_S, MAX_RETRY_S = 5.0, 30.0  # after an engine that could not be taken up; twice as long each time
 MEASURE_S = 0.02  # a probe works in a thread of its own inside liblsl and is asked again later
 CLOCK_S = 5.0  # between two measurements of the engine's clock
 MAX_MARKS = 256
@@ -146,6 +146,15 @@ class _Round:
 
 
 @dataclass(frozen=True)
+class _Refusal:
+    """An engine that could not be taken up: not again before `until`, and then not before `again_s` more."""
+
+    uid: str
+    until: float
+    again_s: float
+
+
+@dataclass(frozen=True)
 class _OwnMark:
     """A mark to be published. stamp : seconds on this machine's clock."""
 
@@ -196,6 +205,7 @@ class Feed:
         self._seconds, self._frame_rate = seconds, frame_rate
         self._workers: list[Worker] = []
         # values that cross threads
+        self._no_latencies = Latencies()
         self._status: NewestValue[tuple[Status, str, str]] = NewestValue()
         self._round: NewestValue[_Round] = NewestValue()
         self._looked = Signal()
@@ -203,7 +213,7 @@ class Feed:
         self._past: NewestValue[Counts] = NewestValue()
         self._second: NewestValue[tuple[EstimateLink, History] | None] = NewestValue()
         self._health: NewestValue[tuple[HealthReport, float]] = NewestValue()
-        self._offset: NewestValue[ClockOffset] = NewestValue()
+        self._offset: NewestValue[ClockOffset | None] = NewestValue()
         self._sensors: NewestValue[SensorLink | None] = NewestValue()
         self._averages: NewestValue[dict[str, Average]] = NewestValue()
         self._marks: NewestValue[tuple[ShownMark, ...]] = NewestValue()
@@ -214,7 +224,7 @@ class Feed:
         self._wanting = True  # something that the engine says it publishes is not there yet; set by the thread aside alone
         # of the thread of the estimates
         self._sightings = Sightings()
-        self._refused: tuple[str, float] | None = None
+        self._refused: _Refusal | None = None
         # of the thread of the second solver
         self._second_link: EstimateLink | None = None
         # of the thread aside
@@ -311,7 +321,7 @@ class Feed:
             offset=offset,
             flags=flags,
             has_companion=shown is not None and shown.link.has_companion,
-            latencies=shown.link.latencies if shown else Latencies(),
+            latencies=shown.link.latencies if shown else self._no_latencies,
             budget_ms=told if engine is None or math.isnan(engine.budget_ms) else engine.budget_ms,
             health=report,
             health_age_s=now - heard,
@@ -408,16 +418,18 @@ class Feed:
         except StreamError as error:
             self._tell(Status.PROBLEM, str(error))
             return
-        if self._refused is not None and self._refused[0] == chosen.uid and self._clock.now() < self._refused[1]:
+        now, refused = self._clock.now(), self._refused
+        if refused is not None and refused.uid == chosen.uid and now < refused.until:
             return
         try:
             self._open(chosen)
         except StreamNotFound as error:  # it was there when the network was asked
             logger.info("view: %s", error)
-            self._refused = chosen.uid, self._clock.now() + 1.0
+            self._refused = _Refusal(chosen.uid, now + SILENT_S, RETRY_S)
             self._tell(Status.WAITING, note=self._waited_for(()))
         except RtMmdfError as error:
-            self._refused = chosen.uid, self._clock.now() + RETRY_S
+            again_s = RETRY_S if refused is None or refused.uid != chosen.uid else min(2 * refused.again_s, MAX_RETRY_S)
+            self._refused = _Refusal(chosen.uid, self._clock.now() + again_s, again_s)
             self._tell(Status.PROBLEM, str(error))
 
     def _waited_for(self, found: Sequence[StreamDescription]) -> str:
@@ -451,6 +463,7 @@ class Feed:
         self._shown.put(_Shown(link, head, history, generation))
         self._refused = None
         self._sightings = Sightings()
+        self._tell(Status.OPENING, note=f"engine {link.engine.name!r} is there; no estimate yet")
         self._link = link
 
     def _new_history(self, engine: EngineDescription) -> History:
@@ -519,6 +532,7 @@ class Feed:
             return
         if not self._uid:
             self._uid = main.engine.uid
+            self._offset.put(None)  # it may be on another machine now
             if "sensors" not in main.engine.names:
                 self._sensors.put(None)
             shown = self._averages.get() or {}

@@ -265,8 +265,10 @@ def test_a_head_that_is_not_here_is_asked_for_and_found_when_it_comes(lab: Lab) 
     assert (state.status, state.problem) == (Status.PROBLEM, "the head abab is not on this machine")
     assert state.history is None
     assert len(lab.heads.asked) == 1  # not every hop
+    lab.run(None, 50.0)
+    assert len(lab.heads.asked) == 4  # after 5, 10, 20 s more
     lab.heads.absent.clear()
-    assert lab.run(engine, 6.0).status is Status.LIVE
+    assert lab.run(engine, 31.0).status is Status.LIVE
 
 
 def test_the_folder_given_by_hand_reaches_the_search() -> None:
