@@ -159,7 +159,7 @@ class ViewWindow(QMainWindow):
         self._arrange(asked)
         self._timer = QTimer(self)
         self._timer.setTimerType(Qt.TimerType.PreciseTimer)
-        self._timer.timeout.connect(self.refresh)
+        self._timer.timeout.connect(lambda: self.refresh())
         self._timer.start(TICK_MS)
 
     # building
@@ -639,8 +639,10 @@ class ViewWindow(QMainWindow):
         self._done_at[what] = now
         return True
 
-    def refresh(self) -> None:
-        """Ask what is known now, and paint what has changed."""
+    def refresh(self, *, everything: bool = False) -> None:
+        """Ask what is known now, and paint what has changed; `everything`: also what is not due yet."""
+        if everything:
+            self._done_at.clear()
         now = time.perf_counter()
         elapsed, self._last_tick = now - self._last_tick, now
         self._state = self._feed.state()
