@@ -24,6 +24,8 @@ from rt_mmdf.view.themes import Theme
 SAMPLES = 4  # per pixel against jagged edges: live on a graphics card, else for pictures that are kept
 SOFTWARE = ("llvmpipe", "softpipe", "swrast", "swiftshader", "gdi generic", "basic render")  # in the name of the renderer
 
+MOST_PIXELS = 1_000_000  # of the live picture in software rendering; a larger canvas shows it enlarged
+
 logger = logging.getLogger(__name__)
 
 
@@ -41,13 +43,12 @@ class BrainView(BrainPane):
         super().__init__(cortex, self._gl, theme, turns=True)
 
     def grab_image(self, *, smooth: bool = True) -> NDArray[np.uint8]:
-        """See `BrainPane.grab_image`; `smooth` edges take three times as long in software rendering."""
-        live = self._gl.samples
-        self._gl.set_samples(max(live, SAMPLES) if smooth else live)
+        """See `BrainPane.grab_image`; where the processor draws, `smooth` takes some times as long."""
+        self._gl.set_quality(high=smooth)
         try:
             return super().grab_image()
         finally:
-            self._gl.set_samples(live)
+            self._gl.set_quality(high=False)
 
 
 class GLCanvas(QWidget):
@@ -69,7 +70,8 @@ class GLCanvas(QWidget):
         self._resolved: QOpenGLFramebufferObject | None = None
         with_context(self._context, self._surface)
         self._mesh.upload(self._context)
-        self.samples = 0 if is_software() else SAMPLES
+        self._software = is_software()
+        self._high = False
         self._context.doneCurrent()
 
     def set_surface(self, surface: str) -> None:
@@ -96,10 +98,10 @@ class GLCanvas(QWidget):
         self._background = QColor(colour)
         self.renew()
 
-    def set_samples(self, samples: int) -> None:
-        """Per pixel, from the next frame on."""
-        if samples != self.samples:
-            self.samples = samples
+    def set_quality(self, *, high: bool) -> None:
+        """All pixels and smooth edges even where the processor draws, or only what it can do 25 times a second."""
+        if self._software and high != self._high:
+            self._high = high
             self._frame = None
             self.renew()
 
@@ -113,11 +115,16 @@ class GLCanvas(QWidget):
             self.draw()
         height, width = self._pixels.shape[:2]
         image = QImage(self._pixels.data, width, height, 4 * width, QImage.Format.Format_RGBX8888)
-        QPainter(self).drawImage(self.rect(), image)
+        painter = QPainter(self)
+        painter.setRenderHint(QPainter.RenderHint.SmoothPixmapTransform, image.size() != self.size())
+        painter.drawImage(self.rect(), image)
 
     def draw(self) -> None:
         """Draw one frame and read it back; ViewError when the graphics driver has gone away."""
+        best = self._high or not self._software
         ratio = self.devicePixelRatioF()
+        if not best:
+            ratio = min(ratio, (MOST_PIXELS / max(self.width() * self.height(), 1)) ** 0.5)
         size = QSize(max(round(ratio * self.width()), 1), max(round(ratio * self.height()), 1))
         if not self._context.makeCurrent(self._surface):  # after a reset of the driver nothing of the context is left
             logger.warning("brain view: the OpenGL context was lost; a new one is made.")
@@ -126,7 +133,7 @@ class GLCanvas(QWidget):
             with_context(self._context, self._surface)
             self._mesh.upload(self._context)
         if self._frame is None or self._frame.size() != size:
-            self._frame, self._resolved = _framebuffers(size, self.samples)
+            self._frame, self._resolved = _framebuffers(size, SAMPLES if best else 0)
             self._pixels = np.zeros((size.height(), size.width(), 4), np.uint8)
         self._frame.bind()
         red, green, blue = rgb = self._background.redF(), self._background.greenF(), self._background.blueF()

@@ -19,6 +19,7 @@ BASELINE_QUANTILE = 0.95
 # the largest of some thousand values of noise.
 HIGH_MOMENT, HIGH_STANDARDISED = 20e-9, 12.0
 N_COLOURS = 256
+LUMINANCE = (0.2126, 0.7152, 0.0722)  # of red, green, blue
 
 
 class ColourScale:
@@ -204,6 +205,12 @@ class ColourScale:
     def says(self) -> str:
         """For the screen: ``fixed``, or ``auto, 10 s``."""
         return "fixed" if self.mode == "fixed" else f"auto, {self.time_constant_s:g} s"
+
+
+def greyed(table: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The same table with the luminance of its colours for all three of them."""
+    grey = np.rint(table[:, :3] @ np.array(LUMINANCE)).astype(np.uint8)
+    return np.column_stack([grey, grey, grey, table[:, 3]])
 
 
 def _number(value: float) -> str:

@@ -15,7 +15,7 @@ from rt_mmdf.core.errors import ViewError
 from rt_mmdf.headmodel.surface import cover
 from rt_mmdf.sinks.colours import GYRUS, SULCUS
 from rt_mmdf.view.camera import Shot, facing
-from rt_mmdf.view.colours import N_COLOURS, ColourScale
+from rt_mmdf.view.colours import N_COLOURS, ColourScale, greyed
 from rt_mmdf.view.cortex import Cortex
 from rt_mmdf.view.pane import AMBIENT, STALE_PART, BrainPane
 from rt_mmdf.view.themes import Theme
@@ -83,31 +83,32 @@ class RasterCanvas(QWidget):
     def set_surface(self, surface: str) -> None:
         self._surface = surface
         self._covered = None
-        self._renew()
+        self.renew()
 
     def set_vertex_values(self, values: Float32 | None) -> None:
         self._values = np.zeros(self._cortex.n_vertices, np.float32) if values is None else np.nan_to_num(values)
-        self._renew()
+        self.renew()
 
     def set_scale(self, scale: ColourScale) -> None:
         self._scale = scale
-        self._renew()
+        self.renew()
 
     def set_stale(self, stale: bool) -> None:
         if stale != self._stale:
             self._stale = stale
-            self._renew()
+            self.renew()
 
     def set_shots(self, shots: tuple[Shot, ...]) -> None:
         self._shots = shots
         self._covered = None
-        self._renew()
+        self.renew()
 
     def set_background(self, colour: str) -> None:
         self._background = QColor(colour)
-        self._renew()
+        self.renew()
 
-    def _renew(self) -> None:
+    def renew(self) -> None:
+        """Compute again when the screen is painted next."""
         self._image = None
         self.update()
 
@@ -164,14 +165,13 @@ class _Covered:
         return np.asarray(painted)
 
     def image(self, values: Float32, scale: ColourScale, background: QColor, stale: bool) -> QImage:
-        colour = scale.table().astype(np.float32)
+        colour = (greyed(scale.table()) if stale else scale.table()).astype(np.float32)
         index = np.rint((N_COLOURS - 1) * scale.positions(self._painted(values))).astype(np.intp)
         opacity = (colour[:, 3:] / 255)[index]
         rgb = self._light * (self._grey + (colour[:, :3][index] - self._grey) * opacity)
         behind = np.array([background.red(), background.green(), background.blue()], dtype=np.float32)
         if stale:
-            luminance = rgb @ np.array([0.2126, 0.7152, 0.0722], dtype=np.float32)
-            rgb = behind + (luminance[:, None] - behind) * STALE_PART
+            rgb = behind + (rgb - behind) * STALE_PART
         picture = np.empty((self._shape[0] * self._shape[1], 3), dtype=np.uint8)
         picture[:] = behind
         picture[self._place] = np.rint(rgb)

@@ -15,7 +15,7 @@ from rt_mmdf.core.blocks import Float32
 from rt_mmdf.core.errors import ViewError
 from rt_mmdf.sinks.colours import GYRUS, SULCUS
 from rt_mmdf.view.camera import Shot
-from rt_mmdf.view.colours import N_COLOURS, ColourScale
+from rt_mmdf.view.colours import N_COLOURS, ColourScale, greyed
 from rt_mmdf.view.cortex import Cortex
 from rt_mmdf.view.pane import AMBIENT, STALE_PART
 
@@ -28,7 +28,7 @@ uniform mat4 view; uniform mat4 clip; uniform float gain; uniform float divergin
 OUT float light; OUT float depth_of_sulcus; OUT float along;
 void main() {
     vec4 seen = view * vec4(position, 1.0);
-    vec3 outward = normalize(mat3(view[0].xyz, view[1].xyz, view[2].xyz) * normal);
+    vec3 outward = mat3(view[0].xyz, view[1].xyz, view[2].xyz) * normal;
     light = AMBIENT + (1.0 - AMBIENT) * abs(dot(outward, normalize(seen.xyz)));
     depth_of_sulcus = sulc;
     along = diverging > 0.5 ? 0.5 + 0.5 * gain * value : gain * abs(value);
@@ -37,13 +37,11 @@ void main() {
 """
 FRAGMENT_SHADER = """
 IN float light; IN float depth_of_sulcus; IN float along;
-uniform sampler2D table; uniform float stale; uniform vec3 background;
+uniform sampler2D table; uniform float part; uniform vec3 rest;
 void main() {
     float grey = mix(GYRUS, SULCUS, clamp(0.5 + 5.0 * depth_of_sulcus, 0.0, 1.0));
     vec4 activity = LOOK_UP(table, vec2((0.5 + (N_COLOURS - 1.0) * clamp(along, 0.0, 1.0)) / N_COLOURS, 0.5));
-    vec3 rgb = light * mix(vec3(grey), activity.rgb, activity.a);
-    float luminance = dot(rgb, vec3(0.2126, 0.7152, 0.0722));
-    COLOUR = vec4(mix(rgb, mix(background, vec3(luminance), STALE_PART), stale), 1.0);
+    COLOUR = vec4(part * light * mix(vec3(grey), activity.rgb, activity.a) + rest, 1.0);
 }
 """
 
@@ -68,7 +66,6 @@ CONSTANTS = "".join(
     f"#define {name} {value!r}\n"
     for name, value in {
         "AMBIENT": AMBIENT,
-        "STALE_PART": STALE_PART,
         "GYRUS": GYRUS,
         "SULCUS": SULCUS,
         "N_COLOURS": float(N_COLOURS),
@@ -109,6 +106,7 @@ class CortexMesh:
 
     def set_stale(self, stale: bool) -> None:
         """Grey and darker, whatever the values are."""
+        self._new_table = self._new_table or stale != self._stale
         self._stale = stale
 
     def set_shots(self, shots: tuple[Shot, ...]) -> None:
@@ -118,7 +116,7 @@ class CortexMesh:
     def upload(self, context: QOpenGLContext) -> None:
         """Upload what stays to `context`, which is current and nobody else's; ViewError where it is too old."""
         self._program = compiled(context)
-        names = ("view", "clip", "gain", "diverging", "table", "stale", "background")
+        names = ("view", "clip", "gain", "diverging", "table", "part", "rest")
         self._uniform = {name: GL.glGetUniformLocation(self._program, name) for name in names}
         if _is_core(context):
             GL.glBindVertexArray(GL.glGenVertexArrays(1))
@@ -150,7 +148,8 @@ class CortexMesh:
         if self._scale is None:
             return
         if self._new_table:
-            self._upload_table(self._scale.table())
+            table = self._scale.table()
+            self._upload_table(greyed(table) if self._stale else table)
         for place, buffer, size in (*self._surface_buffers(), (SULC, self._sulc, 1), (VALUE, self._value, 1)):
             GL.glBindBuffer(GL.GL_ARRAY_BUFFER, buffer)
             GL.glVertexAttribPointer(place, size, GL.GL_FLOAT, False, 0, None)
@@ -159,8 +158,9 @@ class CortexMesh:
             self._new_values = False
         GL.glUniform1f(self._uniform["gain"], 1 / self._scale.high)
         GL.glUniform1f(self._uniform["diverging"], float(self._scale.signed))
-        GL.glUniform1f(self._uniform["stale"], float(self._stale))
-        GL.glUniform3f(self._uniform["background"], *background)
+        part = STALE_PART if self._stale else 1.0
+        GL.glUniform1f(self._uniform["part"], part)
+        GL.glUniform3f(self._uniform["rest"], *((1 - part) * own for own in background))
         for shot in self._shots:
             self._draw(shot, ratio)
 

@@ -34,6 +34,7 @@ class Canvas(Protocol):
     def set_stale(self, stale: bool) -> None: ...
     def set_shots(self, shots: tuple[Shot, ...]) -> None: ...
     def set_background(self, colour: str) -> None: ...
+    def renew(self) -> None: ...
 
 
 class BrainPane(QWidget):
@@ -200,6 +201,11 @@ class BrainPane(QWidget):
         shot = self._shot_at(x, y)
         found = None if shot is None else self._under(shot, (x, y))
         return None if found is None else found[0]
+
+    def redraw(self) -> None:
+        """Draw the cortex again and paint it at once, whether or not something has changed."""
+        self._canvas.renew()
+        self._widget.repaint()
 
     def grab_image(self, *, smooth: bool = True) -> NDArray[np.uint8]:
         """(height, width, 3) of the brain and its colour bar as they are on the screen, in the device's pixels.

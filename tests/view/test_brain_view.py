@@ -421,3 +421,13 @@ def test_the_colour_bar_has_the_colours_of_the_scale(view: BrainPane) -> None:
             assert (np.abs(column - first[:3]).max(axis=1) < 12).any()
         words = image[:, 40:].astype(int)
         assert (words.min(axis=2) > 150).sum() > 50
+
+
+def test_a_large_canvas_is_drawn_coarser_live_but_not_when_it_is_kept(qtbot: QtBot, cortex: Cortex) -> None:
+    view = BrainView(cortex, theme=DARK)
+    shown(view, qtbot, 1800, 1000)
+    view.set_values(np.zeros(cortex.n_sources))
+    live, kept = (view.grab_image(smooth=own)[:, : view.canvas.width()].astype(float) / 255 for own in (False, True))
+    assert live.shape == kept.shape == (1000, view.canvas.width(), 3)
+    assert np.abs(live - kept).mean() < 0.01  # the same picture
+    assert (np.diff(kept, axis=1) ** 2).sum() > 1.1 * (np.diff(live, axis=1) ** 2).sum()  # sharper
