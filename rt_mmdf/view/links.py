@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rt_mmdf.core.blocks import Flag, Float32, Float64, StageStamps
+from rt_mmdf.core.errors import StreamDescriptionError
 from rt_mmdf.lsl.interface import Inlet, StreamDescription, Transport
 from rt_mmdf.sinks import averages
 from rt_mmdf.sinks.estimates import COMPANION_COLUMNS
@@ -462,6 +463,11 @@ class AverageLink:
         engine: EngineDescription,
     ) -> None:
         described = read_average(transport.describe(stream), engine)
+        if companion.dtype != "float64" or companion.n_channels != len(averages.COMPANION_COLUMNS):
+            raise StreamDescriptionError(
+                f"stream {companion.name!r} on {companion.hostname!r}: {companion.n_channels} channels, {companion.dtype}; "
+                f"{len(averages.COMPANION_COLUMNS)} of float64 are expected. The average is not shown without it."
+            )
         buffer_s = max(10.0, UPDATES_BUFFERED * described.n_times / IRREGULAR_HZ)
         self._stream = described
         self._inlet = transport.inlet(stream, buffer_s=buffer_s)

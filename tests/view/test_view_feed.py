@@ -22,7 +22,7 @@ from rt_mmdf.sinks.estimates import COMPANION_COLUMNS
 from rt_mmdf.sinks.marks import read_mark
 from rt_mmdf.view.feed import Feed, FeedState, Status
 from rt_mmdf.view.history import Measure
-from rt_mmdf.view.links import EstimateLink, Latencies, Pairing
+from rt_mmdf.view.links import EstimateLink, Latencies, Pairing, _Update
 from rt_mmdf.view.streams import EngineDescription
 
 from .publishing_engine import HOP_S, PublishingEngine, sources_of
@@ -455,6 +455,42 @@ def test_sensors_averages_and_marks(lab: Lab) -> None:
     others = {"stamp": 3.0, "received": now - 2, "text": "door", "host": "third"}
     engine.health.publish({"hops": 1, "marks": {"newest": [own, others]}})
     assert [mark.text for mark in lab.run(engine, 0.1).marks] == ["door", "a sneeze"]
+
+
+@pytest.mark.parametrize("spoilt", ["e-average-tone-companion", "e-average-tone", "e-sensors", "e-second", "e-health"])
+def test_what_is_beside_the_estimates_and_not_ours_is_not_shown_and_hurts_nothing(lab: Lab, spoilt: str) -> None:
+    more = {
+        "streams/sensors": "e-sensors",
+        "streams/averages/tone": "e-average-tone",
+        "streams/second": "e-second",
+    }
+    engine = PublishingEngine(lab.there, more=more)
+    engine.health.close()
+    for name in ("e-average-tone-companion", "e-average-tone", "e-sensors", "e-second", "e-health"):
+        n, dtype = (2, "float32") if name == spoilt else (1, "string")
+        channels = tuple(ChannelDescription(f"c{i}") for i in range(n))
+        lab.there.outlet(StreamDescription(name, "any", name, 100.0, dtype, channels, {"average/n_times": "2"}))
+    lab.round()
+    state = lab.run(engine, 1.0)
+    assert state.status is Status.LIVE
+    assert state.counts.received == 1000
+    assert (state.second, state.sensors, dict(state.averages), state.health) == (None, None, {}, None)
+
+
+@given(
+    stamps=st.lists(st.sampled_from([1.0, 2.0, 3.0, float("nan")]), max_size=30),
+    cuts=st.lists(st.integers(0, 30), max_size=5),
+)
+def test_an_update_is_complete_or_not_there(stamps: list[float], cuts: list[int]) -> None:
+    update, times = _Update(3), np.array(stamps)
+    rows_ = np.arange(len(stamps), dtype=np.float32)[:, None]
+    for start, stop in pairwise([0, *sorted(min(cut, len(stamps)) for cut in cuts), len(stamps)]):
+        update.add(rows_[start:stop], times[start:stop])
+        if update.complete is not None:
+            stamp, data = update.complete
+            assert data.shape == (3, 1)
+            assert [stamps[int(i)] for i in data[:, 0]] == [stamp] * 3
+            assert (np.diff(data[:, 0]) == 1).all()
 
 
 def test_marks_need_an_engine_that_listens(lab: Lab) -> None:
