@@ -5,7 +5,11 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -17,7 +21,7 @@ from rt_mmdf.core.errors import ConfigurationError, StreamAmbiguous, ViewError
 from rt_mmdf.core.settings import validate_settings
 from rt_mmdf.lsl.interface import ChannelDescription, StreamDescription
 from rt_mmdf.lsl.memory import ManualClock, MemoryTransport
-from rt_mmdf.runtime.mailbox import Signal
+from rt_mmdf.runtime.mailbox import NewestValue, Signal
 from rt_mmdf.view.settings import ViewSettings
 
 RUNNER = CliRunner(env={"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"})
@@ -158,3 +162,69 @@ def test_a_request_to_terminate_reaches_the_window(tmp_path: Path, monkeypatch: 
     with view_beside("lab"):
         wait_for(tmp_path / "said")
     assert wait_for(tmp_path / "heard") == "heard"
+
+
+class Beside:
+    """Takes the place of `view_beside` and remembers how it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, Path | None, bool]] = []
+        self.open = False
+
+    @contextmanager
+    def __call__(self, name: str, head: Path | None = None, *, wanted: bool = True) -> Iterator[None]:
+        self.asked.append((name, head, wanted))
+        self.open = True
+        yield
+        self.open = False
+
+
+@pytest.mark.parametrize(("words", "wanted"), [([], True), (["--no-view"], False)])
+def test_monitor_opens_a_window_on_its_own_engine_and_head(
+    words: list[str], wanted: bool, tmp_path: Path, network: MemoryTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside = Beside()
+
+    class Session:
+        """Ends at once."""
+
+        seconds_running, newest_status, optional = 9.0, NewestValue[Any](), SimpleNamespace(published=())
+
+        def __init__(self, *given: Any, **more: Any) -> None:
+            assert not beside.open  # what cannot begin opens no window
+
+        def __enter__(self) -> Session:
+            assert beside.open
+            return self
+
+        def __exit__(self, *unused: object) -> None:
+            assert beside.open  # the window shows how the engine ends
+
+        def scorecard(self) -> Any:
+            return SimpleNamespace(render=lambda: "card")
+
+    monkeypatch.setattr("rt_mmdf.app.session.Session", Session)
+    monkeypatch.setattr("rt_mmdf.cli.monitor.view_beside", beside)
+    config = tmp_path / "lab.toml"
+    config.write_text('name = "lab"\n[acquisition.eeg]\nname = "amp"\n[head]\nfolder = "heads/x"\n')
+    result = RUNNER.invoke(app, ["monitor", str(config), "--seconds", "5", *words], catch_exceptions=False)
+    assert result.exit_code == 0
+    assert beside.asked == [("lab", Path("heads/x"), wanted)]
+    assert not beside.open
+
+
+@pytest.mark.parametrize(("words", "wanted"), [([], True), (["--no-view"], False)])
+def test_demo_opens_a_window_on_its_own_engine(
+    words: list[str], wanted: bool, network: MemoryTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside = Beside()
+
+    def run_demo(settings: Any, transport: Any, **given: Any) -> Any:
+        with given["beside"]("demo-1234", None):
+            assert beside.open
+        return SimpleNamespace(scorecard=SimpleNamespace(render=lambda: "card"), picture="map.png")
+
+    monkeypatch.setattr("rt_mmdf.app.demo.run_demo", run_demo)
+    monkeypatch.setattr("rt_mmdf.cli.demo.view_beside", beside)
+    assert RUNNER.invoke(app, ["demo", *words], catch_exceptions=False).exit_code == 0
+    assert beside.asked == [("demo-1234", None, wanted)]
