@@ -27,6 +27,8 @@ COURSE_S, FULL_RATE_S = 10.0, 2.0
 STRONGEST_S = 2.0  # the strongest sources are those of so long
 CHOOSE_AGAIN_S = 1.0
 APART_MM = 25.0
+NO_ENGINE = "no engine yet"
+NO_SENSORS = "The engine does not publish its sensors.\nSwitch it on: [output.sensors] in its configuration."
 
 
 def kept_frame(history: History, number: int, measure: Measure) -> Frame | None:
@@ -119,7 +121,7 @@ class SidePanels:
         traces, shown = state.traces, playback.shown
         live = playback.mode is Mode.LIVE
         if traces is None or shown is None:
-            self.traces.show_traces(None, 0.0)
+            self.traces.show_traces(None, 0.0, reason=NO_ENGINE if state.engine is None else NO_SENSORS)
             return
         # sensors are published before they are imaged: live, their newest samples are shown
         times, data = traces.between(shown - self.traces.seconds - 0.1, shown + (1.0 if live else 0.0))

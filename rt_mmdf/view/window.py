@@ -866,10 +866,6 @@ class ViewWindow(QMainWindow):
         state = self._state
         said = Banner("VIEW STOPPED", self._fault) if self._fault else banner(state, self._frame)
         self.banner.show_banner(said)
-        if self._cortex is None and state.engine is None:
-            self.main.set_words(
-                state.problem or state.note or "No engine yet.\nStart one: rt-mmdf demo, or rt-mmdf monitor CONFIG"
-            )
         now = time.monotonic()
         recent = sum(now - at < 1.0 for at in self._drawn_at)
         filming = ""

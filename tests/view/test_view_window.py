@@ -77,22 +77,29 @@ class Lab:
         self.feed.receive()
         self.feed.receive_second()
         self.feed.attend()
-        if self.window is not None:
-            self.window.refresh(everything=True)
         return self.feed.state()
 
+    def look(self) -> None:
+        """What the window's timer does."""
+        if self.window is not None:
+            self.window.refresh(everything=True)
+
     def run(self, engine: PublishingEngine | None, seconds: float, value: float | np.ndarray = 0.0, flags: int = 0) -> None:
-        for _ in range(round(seconds / HOP_S)):
+        for hop in range(round(seconds / HOP_S)):
             self.clock.advance(HOP_S)
             if engine is not None:
                 engine.publish(value, flags=flags)
             self.round()
+            if hop % 4 == 3:  # each 40 ms
+                self.look()
+        self.look()
 
     def until_brain(self, qtbot: QtBot) -> None:
         """The cortex is prepared in a thread."""
 
         def there() -> bool:
             self.round()
+            self.look()
             return self.window is not None and self.window.main.pane is not None
 
         qtbot.waitUntil(there, timeout=PATIENCE_MS)
@@ -123,6 +130,7 @@ Running = tuple[Lab, ViewWindow, PublishingEngine]
 def test_it_opens_without_an_engine_and_says_what_to_do(lab: Lab, qtbot: QtBot) -> None:
     window = lab.open(qtbot)
     lab.round()
+    lab.look()
     assert window.banner.isVisible()
     assert window.banner.banner is not None
     assert window.banner.banner.text == "NO ENGINE"
@@ -241,6 +249,7 @@ def test_a_flood_between_two_looks_costs_pictures_that_are_counted(running: Runn
         lab.clock.advance(HOP_S)
         engine.publish(1.0)
     lab.round()
+    lab.look()
     assert window.n_drawn == drawn + 1
     assert window.n_dropped - dropped == numbers.stop - before - 1
     assert window.n_dropped - dropped > 20
@@ -256,12 +265,12 @@ def test_keys_pause_step_and_return_to_live(running: Running) -> None:
     assert window.playback.shown == held
     assert window.status.figures[0].text == "PAUSED"
     QTest.keyClick(window, Qt.Key.Key_Left)
-    lab.round()
+    lab.look()
     assert window.playback.shown == pytest.approx(held - 0.04)
     assert window._frame is not None
     assert window._frame.time == pytest.approx(held - 0.04, abs=0.021)
     QTest.keyClick(window, Qt.Key.Key_L)
-    lab.round()
+    lab.look()
     assert window.playback.mode is Mode.LIVE
     strip = window.timeline.strip
     QTest.mousePress(strip, Qt.MouseButton.LeftButton, pos=QPoint(round(strip.x_of(held - 1.0)), strip.height() // 2))
@@ -375,7 +384,7 @@ def test_help_theme_and_panels_by_key(running: Running) -> None:
     corner = pixels(window.grab().toImage())[60, -400]
     assert corner.min() > 200
     QTest.keyClick(window, Qt.Key.Key_H)
-    lab.round()
+    lab.look()
     assert not window.docks["health"].visibleRegion().isEmpty()
     assert "This view" in window.side.health.html
     window.close()

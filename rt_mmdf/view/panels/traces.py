@@ -105,7 +105,7 @@ class TracesPanel(Chart):
     def __init__(self, theme: Theme, seconds: float = 4.0, parent: QWidget | None = None) -> None:
         super().__init__(theme, (220, 120), parent)
         self.seconds = seconds
-        self.reason = "The engine does not publish its sensors.\nSwitch it on: [output.sensors] in its configuration."
+        self.reason = "no sensors yet"
         self._traces: SensorTraces | None = None
         self._until = 0.0
         self._end = "now"
