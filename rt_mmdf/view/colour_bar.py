@@ -11,7 +11,7 @@ from rt_mmdf.sinks.colours import GYRUS, SULCUS
 from rt_mmdf.view.colours import ColourScale
 from rt_mmdf.view.themes import Theme
 
-WIDTH, LONGEST = 92, 420  # pixels; a bar that is longer is harder to read, not easier
+WIDTH, LONGEST = 92, 420.0  # pixels; on a high canvas the bar takes a little less than half of its height
 STRIP = 16
 CORTEX = 0.5 * (GYRUS + SULCUS)
 
@@ -28,7 +28,7 @@ class ColourBar(QWidget):
         self.setFixedWidth(WIDTH)
 
     def sizeHint(self) -> QSize:
-        return QSize(WIDTH, LONGEST)
+        return QSize(WIDTH, round(LONGEST))
 
     def set_theme(self, theme: Theme) -> None:
         self._theme = theme
@@ -57,7 +57,7 @@ class ColourBar(QWidget):
         bold = QFont(font)
         bold.setBold(True)
         line = QFontMetricsF(font).height()
-        length = min(float(LONGEST), self.height() - 5 * line)
+        length = min(max(LONGEST, 0.45 * self.height()), self.height() - 5 * line)
         if length < 3 * line:
             return
         top = 0.5 * (self.height() - length) + 0.5 * line

@@ -280,7 +280,7 @@ class BrainPane(QWidget):
                 turned = (camera.azimuth, camera.elevation) != (home.azimuth, home.elevation)
                 name = shot.panel.side if turned else f"{shot.panel.side}, {shot.panel.view}"
                 painter.drawText(QRectF(left + 12, top + 8, width - 24, line), Qt.AlignmentFlag.AlignLeft, name)
-        painter.setFont(_larger(self.font(), 1.25))
+        painter.setFont(_larger(self.font(), float(np.clip(self._widget.height() / 600, 1.1, 1.8))))
         for letter, x, y in self._letters:
             painter.drawText(QRectF(x - line, y - line, 2 * line, 2 * line), Qt.AlignmentFlag.AlignCenter, letter)
         for at in self._rings:
@@ -305,7 +305,7 @@ class BrainPane(QWidget):
         return [(name, x, 0.5 * float(top + bottom)) for name, x in zip("LR", inside, strict=True)]
 
     def _announce(self, painter: QPainter, notice: str) -> None:
-        painter.setFont(_larger(self.font(), 1.7))
+        painter.setFont(_larger(self.font(), float(np.clip(self._widget.height() / 330, 1.3, 3.0))))
         room = QRectF(0, 0, self._widget.width(), self._widget.height())
         flags = Qt.AlignmentFlag.AlignCenter | Qt.TextFlag.TextWordWrap
         words = painter.boundingRect(room.adjusted(40, 20, -40, -20), flags, notice)

@@ -34,6 +34,19 @@ from rt_mmdf.view.pane import BrainPane
 from rt_mmdf.view.themes import DARK
 
 PER_BLOCK = 10
+# CPU: processor time of all threads of this process, milliseconds a frame
+COLUMNS = {
+    "draw, ms": "draw_only_ms",
+    "change": "changing_ms",
+    "p95": "changing_p95_ms",
+    "ratio": "ratio",
+    "from": "ratio_low",
+    "to (95 %)": "ratio_high",
+    "per second": "fps",
+    "CPU: draw": "draw_only_processor_ms",
+    "CPU: change": "changing_processor_ms",
+    "CPU: ratio": "processor_ratio",
+}
 KINDS = {"OpenGL": BrainView, "flat": FlatBrainView}
 
 
@@ -85,8 +98,7 @@ def main() -> None:
     rng = np.random.default_rng(0)
     frames = [(4 * np.abs(rng.standard_normal(cortex.n_sources))).astype(np.float32) for _ in range(64)]
     print(f"{check_opengl()}; {cortex.n_vertices} vertices, {cortex.n_sources} sources")
-    print("                          milliseconds a frame                                     of processor time")
-    print("kind    size       layout    draw  change change p95 ratio (95 %)           fps     draw change  ratio")
+    print(f"{'':24}" + "".join(f"{name:>12}" for name in COLUMNS))
     rows = []
     for kind in options.kinds:
         for size in options.sizes:
@@ -100,12 +112,7 @@ def main() -> None:
                 row = measure(pane, frames, options.blocks)
                 pane.close()
                 rows.append({"kind": kind, "size": size, "layout": layout, **row})
-                print(
-                    f"{kind:7} {size:10} {layout:6} {row['draw_only_ms']:7} {row['changing_ms']:7} "
-                    f"{row['changing_p95_ms']:7}   {row['ratio']:5} ({row['ratio_low']:5} to {row['ratio_high']:5}) {row['fps']:6}"
-                    f"   {row['draw_only_processor_ms']:6} {row['changing_processor_ms']:6} {row['processor_ratio']:6}",
-                    flush=True,
-                )
+                print(f"{kind:7}{size:11}{layout:6}" + "".join(f"{row[name]:12}" for name in COLUMNS.values()), flush=True)
     if options.report:
         facts = {"machine": machine(), "opengl": check_opengl(), "vertices": cortex.n_vertices, "sources": cortex.n_sources}
         options.report.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n", encoding="utf-8")
