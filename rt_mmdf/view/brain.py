@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
-from numpy.typing import NDArray
 from OpenGL import GL
 from PySide6.QtCore import QSize, Qt
 from PySide6.QtGui import QColor, QImage, QOffscreenSurface, QOpenGLContext, QPainter, QPaintEvent
@@ -42,11 +43,12 @@ class BrainView(BrainPane):
         self._gl = GLCanvas(cortex)
         super().__init__(cortex, self._gl, theme, turns=True)
 
-    def grab_image(self, *, smooth: bool = True) -> NDArray[np.uint8]:
-        """See `BrainPane.grab_image`; where the processor draws, `smooth` takes some times as long."""
-        self._gl.set_quality(high=smooth)
+    @contextmanager
+    def at_best(self) -> Iterator[None]:
+        """See `BrainPane.at_best`; where the processor draws, a picture then takes some times as long."""
+        self._gl.set_quality(high=True)
         try:
-            return super().grab_image()
+            yield
         finally:
             self._gl.set_quality(high=False)
 

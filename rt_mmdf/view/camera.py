@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rt_mmdf.core.blocks import Float32, Float64
 
-Preset = Literal["left", "right", "top", "bottom", "front", "back"]
-Layout = Literal["both", "split"]
 # azimuth, elevation of the viewer in degrees: azimuth 0 from the right, 90 from the front; above and below: front is up
 PRESETS: dict[str, tuple[float, float]] = {
     "left": (180.0, 0.0),

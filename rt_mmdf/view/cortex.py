@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from mne import get_config
@@ -20,7 +20,6 @@ from rt_mmdf.core.errors import HeadModelError
 from rt_mmdf.headmodel.head import HeadModel
 from rt_mmdf.headmodel.surface import surface_of, vertex_normals
 
-Surface = Literal["inflated", "pial", "white"]
 GAP_MM = 6.0  # between inflated hemispheres
 ANNOTATION = "aparc"  # Desikan & Killiany (2006), doi 10.1016/j.neuroimage.2006.01.021
 UNNAMED = ("unknown", "???", "corpuscallosum", "medial_wall")

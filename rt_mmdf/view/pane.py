@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Protocol
 
 import numpy as np
@@ -207,12 +208,18 @@ class BrainPane(QWidget):
         self._canvas.renew()
         self._widget.repaint()
 
+    @contextmanager
+    def at_best(self) -> Iterator[None]:
+        """Pictures that are taken within have all pixels and smooth edges, even where that is too slow for live ones."""
+        yield
+
     def grab_image(self, *, smooth: bool = True) -> NDArray[np.uint8]:
         """(height, width, 3) of the brain and its colour bar as they are on the screen, in the device's pixels.
 
-        `smooth` edges, where they cost time: for snapshots, rather than for films.
+        `smooth`: `at_best`, for snapshots; without it as on the screen, for films.
         """
-        image = self.grab().toImage().convertToFormat(QImage.Format.Format_RGB888)
+        with self.at_best() if smooth else nullcontext():
+            image = self.grab().toImage().convertToFormat(QImage.Format.Format_RGB888)
         rows = np.frombuffer(image.constBits(), np.uint8).reshape(image.height(), image.bytesPerLine())
         return rows[:, : 3 * image.width()].reshape(image.height(), image.width(), 3).copy()
 
