@@ -389,6 +389,7 @@ class Feed:
             self._leave()
             return
         if came:
+            self._sightings.heard()
             self._tell(Status.LIVE)
         elif link.silent_s > SILENT_S:
             self._judge_silence(link, looked)
@@ -472,8 +473,8 @@ class Feed:
     def _leave(self) -> None:
         """Unsubscribe; what was received can still be looked at."""
         if (link := self._link) is not None:
-            self._past.put((self._past.get() or Counts()) + link.counts)
             self._link = self._subscribed = None
+            self._past.put((self._past.get() or Counts()) + link.counts)
             link.close()
             self._tell(Status.WAITING, note=self._waited_for(()))
 

@@ -29,6 +29,7 @@ PULL_S = 0.1  # longest wait for a first sample
 PATIENCE_S = 0.25  # an estimate waits so long for its companion
 BUFFER_S = 2.0  # of the transport: what a view is late by at most before samples are lost
 COMPANION_BUFFER_S = 10 * BUFFER_S  # small, and tells what was lost
+SILENCE_S = 1.0  # no engine is started again in less
 COMPANION_LIMIT_S = 3.0  # so long is waited for it to be subscribed to
 COMPANION_WAIT_S = 0.01  # it is pushed right after its estimate
 MAX_WAITING_BYTES = 32_000_000
@@ -80,6 +81,10 @@ class Sightings:
             self._judged = at
             self._missed = 0 if seen else self._missed + 1
         return self._missed >= 2
+
+    def heard(self) -> None:
+        """It is not silent."""
+        self._missed = 0
 
 
 class Latencies:
@@ -158,6 +163,7 @@ class Pairing:
         self._times = np.zeros(0)
         self._begun = math.nan
         self._told_from = -math.inf  # stamp of the first companion
+        self._insisting = False
         self.lost = 0
         self.unflagged = 0
 
@@ -166,8 +172,13 @@ class Pairing:
         """Estimates without companion yet."""
         return self._n_waiting
 
+    def insist(self) -> None:
+        """Let nothing pass without its companion until the next companion comes."""
+        self._insisting = True
+
     def companions(self, rows: Float64, times: Float64) -> None:
         """Take rows of `COMPANION_COLUMNS` with their stamps."""
+        self._insisting = self._insisting and len(times) == 0
         if len(times) and not math.isfinite(self._told_from):
             self._told_from = float(times[0]) - self._tolerance
             waiting, self._n_waiting = list(self._waiting), 0
@@ -202,7 +213,8 @@ class Pairing:
             near = self._times[np.minimum(at, len(self._times) - 1)] if len(self._times) else np.full(len(times), np.nan)
             with np.errstate(invalid="ignore"):
                 known = np.abs(near - times) <= self._tolerance
-            over = not self.expected or now - received > self._patience_s or self._n_waiting > self._max_waiting
+            late = now - received > self._patience_s and not self._insisting
+            over = not self.expected or late or self._n_waiting > self._max_waiting
             ready = known | over | (times < newest - self._tolerance)
             n = len(times) if ready.all() else int(np.argmin(ready))
             if n == 0:
@@ -329,6 +341,8 @@ class EstimateLink:
         raw, times = self._inlet.pull(PULL_S)
         data = self._bounded(raw, times)
         now = self._clock.now()
+        if len(times) and now - self._heard > SILENCE_S and self._companion is not None:
+            self._pairing.insist()  # another engine may speak through these streams now: the companion tells
         self._pairing.estimates(*data, now)
         self._hear_companion(0.0)
         taken = self._pairing.take(now)

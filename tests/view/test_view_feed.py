@@ -257,6 +257,22 @@ def test_another_engine_behind_the_same_streams_is_found_out_at_once(lab: Lab) -
     assert before.history.stop <= 13  # nothing of the other head went into it
 
 
+def test_after_a_silence_nothing_is_shown_before_its_companion_tells_whose_it_is(lab: Lab) -> None:
+    engine = PublishingEngine(lab.there)
+    lab.round()
+    lab.run(engine, 0.3)
+    lab.run(None, 1.5)
+    history = lab.feed.state().history
+    assert history is not None
+    shown = history.stop
+    now = lab.there.clock.now()
+    engine.outlets._estimate.push(np.ones((300, 37), np.float32), now + np.arange(300) / 1000)  # whoever that is
+    lab.run(None, 0.5)  # more than the patience with a single late companion
+    assert history.stop == shown
+    assert lab.run(engine, 0.3).history is history
+    assert history.stop > shown
+
+
 def test_a_head_that_is_not_here_is_asked_for_and_found_when_it_comes(lab: Lab) -> None:
     lab.heads.absent.add("ab" * 32)
     engine = PublishingEngine(lab.there)
