@@ -15,12 +15,13 @@ import numpy as np
 
 from rt_mmdf.core.errors import HeadModelError, RtMmdfError
 from rt_mmdf.headmodel.cache import cache_folder
-from rt_mmdf.headmodel.head import HEAD_FILE, SURFACES_FILE, HeadModel, load_head
+from rt_mmdf.headmodel.head import FORWARD_FILE, HEAD_FILE, SURFACES_FILE, HeadModel, load_head
 from rt_mmdf.view.streams import EngineDescription
 
 TOLERANCE_MM = 0.1
 """Surfaces are kept in single precision and descriptions in decimals; cortices of two people differ by millimetres."""
 MAX_CANDIDATES = 512
+TEMPLATE_FRAME = "MNI305"
 Progress = Callable[[str, float], None]
 
 
@@ -71,10 +72,15 @@ def fits(head: HeadModel, engine: EngineDescription) -> bool:
 
 
 def _in_cache(engine: EngineDescription) -> HeadModel | None:
-    entries = list(_entries(engine.n_sources))
-    exact = [entry for entry, fingerprint in entries if fingerprint == engine.fingerprint]
-    alike = [entry for entry, fingerprint in entries if fingerprint != engine.fingerprint and _same_places(entry, engine)]
-    for entry in exact + alike:
+    # A subject's head may be there twice, placed differently in head coordinates: the exact one first. A template is always
+    # placed alike, and one with few sensors is read in a tenth of the time.
+    by_size = engine.frame == TEMPLATE_FRAME
+    entries = sorted(
+        _entries(engine.n_sources), key=lambda entry: (not by_size and entry[1] != engine.fingerprint, _size(entry[0]))
+    )
+    for entry, fingerprint in entries:
+        if fingerprint != engine.fingerprint and not _same_places(entry, engine):
+            continue
         try:
             head = load_head(entry)
         except HeadModelError:  # damaged: whoever needs it to compute with builds it again
@@ -84,8 +90,15 @@ def _in_cache(engine: EngineDescription) -> HeadModel | None:
     return None
 
 
+def _size(folder: Path) -> int:
+    try:
+        return (folder / FORWARD_FILE).stat().st_size
+    except OSError:
+        return 0
+
+
 def _entries(n_sources: int) -> Iterator[tuple[Path, str]]:
-    """Folders of the cache that hold a head with so many sources, newest first, and their fingerprints."""
+    """Folders of the cache that hold a head with so many sources, and their fingerprints."""
     try:
         folders = sorted(cache_folder().glob("head-*"), key=lambda path: path.stat().st_mtime, reverse=True)
     except OSError:

@@ -80,6 +80,16 @@ def test_other_places_are_another_head(template_head_ico3: HeadModel, saved: Pat
         find_head(moved)
 
 
+@pytest.mark.parametrize(("frame", "n_channels"), [("MNI305", 30), ("MRI (surface RAS)", 366)])
+def test_of_a_template_the_smallest_is_read_and_of_a_subject_the_very_one(
+    frame: str, n_channels: int, template_head_ico3: HeadModel, saved: Path, cache: Path, no_template: None
+) -> None:
+    shutil.copytree(saved, cache / "head-template-1")
+    template_head_ico3.pick(template_head_ico3.ch_names[:30]).save(cache / "head-template-2")
+    engine = replace(engine_on(template_head_ico3), frame=frame)
+    assert len(find_head(engine).ch_names) == n_channels
+
+
 def test_a_damaged_entry_is_passed_over(template_head_ico3: HeadModel, saved: Path, cache: Path, no_template: None) -> None:
     for number in range(3):
         shutil.copytree(saved, cache / f"head-template-{number}")
