@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from PySide6.QtCore import Qt, Signal
 from PySide6.QtGui import QKeyEvent
-from PySide6.QtWidgets import QHBoxLayout, QLabel, QLineEdit, QWidget
+from PySide6.QtWidgets import QHBoxLayout, QLabel, QLineEdit, QSizePolicy, QWidget
 
 from rt_mmdf.view.themes import Theme
 
@@ -30,8 +30,8 @@ class AskLine(QWidget):
         self._edit.given_up.connect(self.give_up)
         row = QHBoxLayout(self)
         row.setContentsMargins(10, 3, 10, 3)
-        row.addWidget(self._label)
-        row.addWidget(self._edit, 1)
+        row.addWidget(self._label, 1)
+        row.addWidget(self._edit, 2)
         self.hide()
 
     @property
@@ -41,6 +41,8 @@ class AskLine(QWidget):
     def ask(self, what: str, question: str, proposal: str = "") -> None:
         """Ask; Enter answers, Esc gives up."""
         self._what = what
+        self._label.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Preferred)
+        self._label.setWordWrap(False)
         self._label.setStyleSheet("")
         self._label.setText(question)
         self._edit.setText(proposal)
@@ -54,6 +56,8 @@ class AskLine(QWidget):
         if self.asking:
             return
         self._until = now + TOLD_S
+        self._label.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Preferred)  # a long one widens no window
+        self._label.setWordWrap(True)
         self._label.setStyleSheet(f"color: {self._theme.bad}; font-weight: bold" if bad else "")
         self._label.setText(text)
         self._edit.hide()

@@ -48,6 +48,7 @@ from rt_mmdf.view.flat import make_brain_view
 from rt_mmdf.view.history import Frame, History, Measure
 from rt_mmdf.view.links import Average
 from rt_mmdf.view.pane import BrainPane
+from rt_mmdf.view.panels.average import trials_words
 from rt_mmdf.view.panels.health import ViewFacts
 from rt_mmdf.view.panels.status import Banner, BannerPanel, Level, StatusPanel, spoken
 from rt_mmdf.view.panels.timeline import TimelinePanel, TimeMark
@@ -829,7 +830,7 @@ class ViewWindow(QMainWindow):
         self._fit_scale(self.beside, stream.unit or stream.solver, key, signed)
         self.beside.pane.set_values(values)
         limits = "" if self.beside.calibrated else f"; default limits, {keys_of('calibrate')} calibrates"
-        self.beside.set_title(f"average {stream.event}, {average.n_trials} trials, {latency}{limits}")
+        self.beside.set_title(f"average {stream.event}, {trials_words(average.n_trials)}, {latency}{limits}")
 
     def _draw_panels(self) -> None:
         state, history = self._state, self._state.history

@@ -356,7 +356,7 @@ def test_nothing_overlaps_and_nothing_is_cut(lab: Lab, qtbot: QtBot, size: tuple
     window.act("average")
     window.act("compare")
     lab.run(engine, 0.2, flags=int(Flag.EEG_MISSING))
-    window.tell("a sentence below the brain")
+    window.tell("a long sentence below the brain " * 12)
     qtbot.waitUntil(lambda: (window.width(), window.height()) == size, timeout=PATIENCE_MS)
     parts: list[QWidget] = [window.status, window.banner, window.main, window.beside, window.ask, window.timeline]
     parts += [part for part in window.findChildren(QToolBar) if part.objectName() == "picture"]

@@ -32,6 +32,11 @@ class AverageCurve:
     baseline: str
 
 
+def trials_words(n_trials: int) -> str:
+    """``1 trial``, ``87 trials``."""
+    return f"{n_trials} trial" if n_trials == 1 else f"{n_trials} trials"
+
+
 class AveragePanel(Chart):
     """The curve of one average; a press or a drag on it chooses the latency, a press on its name the next average."""
 
@@ -40,7 +45,7 @@ class AveragePanel(Chart):
     next_wanted = Signal()
 
     def __init__(self, theme: Theme, parent: QWidget | None = None) -> None:
-        super().__init__(theme, (220, 110), parent)
+        super().__init__(theme, (260, 110), parent)
         self._curve: AverageCurve | None = None
         self._latency: float | None = None
         self._n_averages = 0
@@ -67,7 +72,9 @@ class AveragePanel(Chart):
         line = heading.height() / 2
         left, right, centre = Qt.AlignmentFlag.AlignLeft, Qt.AlignmentFlag.AlignRight, Qt.AlignmentFlag.AlignHCenter
         more = f"  (press: next of {self._n_averages})" if self._n_averages > 1 else ""
-        trials = f"{curve.event}: {curve.n_trials} trials" + (f", {curve.n_rejected} rejected" if curve.n_rejected else "")
+        trials = f"{curve.event}: {trials_words(curve.n_trials)}" + (
+            f", {curve.n_rejected} rejected" if curve.n_rejected else ""
+        )
         self.write(
             painter, QRectF(heading.left(), heading.top(), heading.width(), line), trials + more, self.theme.text, left
         )

@@ -13,6 +13,7 @@ from PySide6.QtWidgets import QSizePolicy, QWidget
 from rt_mmdf.sinks.colours import readable
 from rt_mmdf.view.themes import Theme
 
+TICK_PIXELS = 64.0  # least distance of two times on an axis
 _OF_SENSORS = {"V": (1e6, "µV"), "T": (1e15, "fT"), "T/m": (1e13, "fT/cm")}
 
 
@@ -110,7 +111,7 @@ class Chart(QWidget):
 def draw_time_axis(painter: QPainter, chart: Chart, plot: QRectF, seconds: float, end: str) -> None:
     """Ticks below `plot`, which shows so many seconds up to `end` (a word, such as "now")."""
     painter.setFont(chart.small())
-    step = nice_ceiling(seconds / 5)
+    step = nice_ceiling(seconds * max(0.2, TICK_PIXELS / max(plot.width(), 1.0)))
     n_steps = int(seconds / step + 1e-9)
     y, height = plot.bottom(), QFontMetricsF(painter.font()).height()
     for i in range(n_steps + 1):

@@ -34,7 +34,7 @@ class CoursePanel(Chart):
     """
 
     def __init__(self, theme: Theme, seconds: float = 10.0, parent: QWidget | None = None) -> None:
-        super().__init__(theme, (220, 110), parent)
+        super().__init__(theme, (260, 110), parent)
         self.seconds = seconds
         self._courses: tuple[Course, ...] = ()
         self._until = 0.0

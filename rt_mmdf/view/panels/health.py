@@ -118,7 +118,7 @@ class HealthPanel(QWidget):
         column.setSpacing(0)
         column.addWidget(scroll, 1)
         column.addWidget(self.histogram)
-        self.setMinimumSize(220, 120)
+        self.setMinimumSize(260, 120)
         self._html = ""
 
     @property
@@ -168,7 +168,7 @@ class LatencyHistogram(Chart):
     """How late the estimates of the last minute were after their intended time, with the budget."""
 
     def __init__(self, theme: Theme, parent: QWidget | None = None) -> None:
-        super().__init__(theme, (220, 90), parent)
+        super().__init__(theme, (260, 90), parent)
         self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
         self.setAccessibleName("Histogram of lateness")
         self._values_ms: Float64 = np.zeros(0)

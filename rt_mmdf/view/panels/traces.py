@@ -103,7 +103,7 @@ class TracesPanel(Chart):
     """
 
     def __init__(self, theme: Theme, seconds: float = 4.0, parent: QWidget | None = None) -> None:
-        super().__init__(theme, (220, 120), parent)
+        super().__init__(theme, (260, 120), parent)
         self.seconds = seconds
         self.reason = "no sensors yet"
         self._traces: SensorTraces | None = None
