@@ -166,7 +166,7 @@ class _OwnMark:
 class Feed:
     """All that a window needs of an engine. Ready once built, running between `start` and `close`.
 
-    Memory: that of the history (`History.nbytes`: 105 MB for 5124 sources at 1 kHz), as much again for a second solver, of
+    Memory: that of the history (`History.nbytes`: 89 MB for 5124 sources at 1 kHz), as much again for a second solver, of
     the traces (`Traces.nbytes`: 22 MB for 366 sensors at 250 Hz), and what the transport holds (2 s of estimates).
 
     Parameters
