@@ -2,7 +2,8 @@
 
 whitened window -> what its time courses share -> back-projections onto patches of several sizes, from EEG, MEG and both
   -> squeeze and excitation, message passing on the cortex, attention across it -> prior power of every patch
-  -> maximum a posteriori estimate of the sample under this prior, with a posterior deviation
+  -> maximum a posteriori estimate of the sample under this prior, with a posterior deviation; amplitudes, which any prior
+     shrinks, given back by a learned factor
 
 After "empirical Bayes with learned iterations": the diagonal prior of Champagne (Wipf et al. 2010, doi
 10.1016/j.neuroimage.2009.06.083) over a dictionary of patches, its hyperparameters amortised by a network. EEG and MEG are
@@ -224,6 +225,7 @@ class FusionNetwork(SourceNetwork):
         self.fine = Fine(N_MAPS + 2 * N_SCALES + 1, width)
         # begins as a soft choice among the best matching patches, over a weak ground
         self.sharpness = nn.Parameter(torch.tensor(0.5))
+        self.restored = nn.Parameter(torch.tensor(0.0))  # logarithm of the factor that gives back what priors shrink
         self.mistrust = nn.Parameter(torch.tensor(-1.0))  # logarithm of the share that `deviation` adds
 
     @classmethod
@@ -370,12 +372,14 @@ class FusionNetwork(SourceNetwork):
         return torch.cat(maps, dim=1).transpose(1, 2), facts, components, trust, power
 
     def estimate(self, sample: Tensor, prior: Prior, prepared: PreparedFusion) -> SourceMap:
-        """Maximum a posteriori estimate of samples under their priors, (n, n_sources) moments.
+        """Maximum a posteriori estimate of samples under their priors, (n, n_sources) moments, times one factor.
+
+        The factor (`restored`) is learned so that the amount found around a patch is, at the median, the true one.
 
         A prior of one window serves all samples, (n, n_channels): linear in them, one small solve for all.
         """
         both, mesh = prepared.both, prepared.mesh
-        now = self._blended(sample, prior, prepared)
+        now = torch.exp(self.restored) * self._blended(sample, prior, prepared)
         likely = both.atoms[prior.atoms]  # (n, m, k)
         factor = torch.linalg.cholesky(self._data_cov(prior, prepared, likely))
         if len(likely) == 1:
@@ -400,6 +404,7 @@ class FusionNetwork(SourceNetwork):
         both, mesh = prepared.both, prepared.mesh
         n_sources, likely = mesh.n_sources, both.atoms[prior.atoms]
         dual = torch.cholesky_inverse(torch.linalg.cholesky(self._data_cov(prior, prepared, likely))[0])
+        dual = dual * torch.exp(self.restored)
         ground = (prior.ground / n_sources) * (dual @ both.atoms[:n_sources].T) / prepared.norms[:n_sources]
         weights = ((dual @ likely[0].T) * (prior.power / prepared.norms[prior.atoms])).T  # (m, k)
         shares = mesh.table_shares[prior.atoms[0]]
@@ -490,7 +495,8 @@ def fusion_loss(estimate: Tensor, truth: Tensor, logits: tuple[Tensor, ...], bat
     # each patch is to be found, with its sign and amount
     found = torch.einsum("nv,nvp->np", estimate, near)
     wanted = torch.einsum("nv,nvp->np", truth, near)
-    amount = ((found - wanted).abs() / wanted.abs().clamp_min(1e-6)).clamp_max(3)
+    ratio = found / torch.where(wanted.abs() > 1e-6, wanted, 1e-6)
+    amount = torch.log(ratio.clamp(0.05, 20)).abs()  # half of it is as far off as twice of it, so that the median is right
     amount = (amount * there).sum(dim=1) / there.sum(dim=1)
     spread = torch.zeros_like(place)
     for own in logits:
@@ -498,7 +504,7 @@ def fusion_loss(estimate: Tensor, truth: Tensor, logits: tuple[Tensor, ...], bat
         spread = spread + (share * nearest).sum(dim=1) / 20
     rank = _rank_loss(estimate, truth, batch)
     area = (torch.log(_area(estimate)) - torch.log(_area(truth))).abs()
-    return ((1 - cosine) + 0.2 * (fine + pooled) + place + 0.3 * (amount + spread) + 0.5 * rank + 0.1 * area).mean()
+    return ((1 - cosine) + 0.2 * (fine + pooled) + place + 0.3 * (amount + spread) + 0.5 * rank + 0.2 * area).mean()
 
 
 def _area(moments: Tensor) -> Tensor:

@@ -91,7 +91,7 @@ def test_the_estimate_is_the_posterior_mean_and_its_deviation_the_posterior_one(
         leadfield = (prepared.both.basis.T @ torch.from_numpy(arrays.leadfield)).double()
         now = network._blended(sample, prior, prepared)[0].double()
         gain = cov @ leadfield.T @ torch.linalg.inv(leadfield @ cov @ leadfield.T + noise * torch.eye(30))
-        wanted, deviation = gain @ now, (cov - gain @ leadfield @ cov).diagonal().sqrt()
+        wanted, deviation = network.restored.double().exp() * gain @ now, (cov - gain @ leadfield @ cov).diagonal().sqrt()
         seen = network.estimate(sample, prior, prepared).moments[0].double()
         torch.testing.assert_close(seen, wanted, rtol=2e-3, atol=2e-3 * float(wanted.abs().max()))
         # the part that is learned: a share of the largest prior deviation within 9 mm
