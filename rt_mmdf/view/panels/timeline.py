@@ -189,12 +189,18 @@ class TimeStrip(Chart):
         marks = [mark for mark in self._marks if self.x_of(mark.time) >= plot.left()]
         for number, mark in enumerate(marks):
             x = self.x_of(mark.time)
-            room = (self.x_of(marks[number + 1].time) if number + 1 < len(marks) else plot.right()) - x - 6
+            right = (self.x_of(marks[number + 1].time) if number + 1 < len(marks) else plot.right()) - x - 6
+            left = x - (self.x_of(marks[number - 1].time) if number else plot.left()) - 6
             painter.setPen(QPen(QColor(self.theme.warn), 1.5))
             painter.drawLine(QPointF(x, plot.top() - line), QPointF(x, plot.bottom()))
-            if room > 14:
-                box = QRectF(x + 3, plot.top() - line - 2, room, line)
-                self.write(painter, box, mark.text or "mark", self.theme.warn, Qt.AlignmentFlag.AlignLeft)
+            text, top = mark.text or "mark", plot.top() - line - 2
+            on_left = number + 1 == len(marks) and metrics.horizontalAdvance(text) > right and left > right
+            if on_left:
+                box, align = QRectF(x - 3 - left, top, left, line), Qt.AlignmentFlag.AlignRight
+            else:
+                box, align = QRectF(x + 3, top, right, line), Qt.AlignmentFlag.AlignLeft
+            if box.width() > 14:
+                self.write(painter, box, text, self.theme.warn, align)
 
     def mousePressEvent(self, event: QMouseEvent) -> None:
         if event.buttons() & Qt.MouseButton.LeftButton and (time := self.time_at(event.position().x())) is not None:
