@@ -2,9 +2,10 @@
 
     xvfb-run -s "-screen 0 1280x720x24" python tools/figures/view.py
 
-Everything goes through the streams that an engine publishes and a view reads, in memory and on a clock that is moved by hand,
-so that the pictures do not depend on how busy the machine is. The estimates are real ones of simulated sensors; latencies and
-what the health panel says of clocks are invented, and while MEG is told to be missing the estimate is still that of both.
+Everything goes through the streams that an engine publishes and a view reads, in memory and on a clock that is moved by
+hand, so that the pictures do not depend on how busy the machine is. The estimates are real ones of simulated sensors;
+latencies and what the health panel says of clocks are invented, and while MEG is told to be missing the estimate is still
+that of both.
 """
 
 from __future__ import annotations
