@@ -125,12 +125,19 @@ def status_figures(
     figures.append(Figure("colours", scale, scale))
     if frame is not None:
         figures.append(_flags_figure(state, frame))
-    modalities = " + ".join(name.upper() for name in state.health.modalities) if state.health is not None else ""
-    if modalities:
-        figures.append(Figure("modalities", modalities, "EEG + MEG"))
+    if state.health is not None and state.health.modalities:
+        figures.append(modalities_figure(state.health.modalities, frame))
     dropped = f"{pictures_per_s:.0f} /s, {n_dropped} dropped"
     figures.append(Figure("pictures", dropped, "25 /s, 1000 dropped", Level.WARN if pictures_per_s < 20 else Level.PLAIN))
     return tuple(figures)
+
+
+def modalities_figure(modalities: tuple[str, ...], frame: Frame | None) -> Figure:
+    """What the estimate that is shown was made of."""
+    gone = {"eeg": Flag.EEG_MISSING, "meg": Flag.MEG_MISSING}
+    left = [m for m in modalities if frame is None or not frame.flags & gone.get(m.lower(), Flag(0))]
+    text = " + ".join(name.upper() for name in left) or "none"
+    return Figure("modalities", text, "EEG + MEG", Level.PLAIN if len(left) == len(modalities) else Level.BAD)
 
 
 def _flags_figure(state: FeedState, frame: Frame) -> Figure:

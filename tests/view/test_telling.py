@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from rt_mmdf.view.panels.health import engine_rows, stream_rows
 from rt_mmdf.view.panels.status import Banner, Level, banner_of, spoken
 from rt_mmdf.view.panels.timeline import STRETCHES, stretches
 from rt_mmdf.view.reports import HealthReport, StreamHealth
-from rt_mmdf.view.telling import measure_words
+from rt_mmdf.view.telling import measure_words, modalities_figure
 
 FINE = {"connected": True, "silent": False, "problem": "", "note": "", "age_s": 0.05, "flags": Flag(0), "valid": True}
 
@@ -33,6 +34,13 @@ def test_nothing_is_said_where_nothing_is_wrong() -> None:
 )
 def test_a_missing_modality_is_said_in_these_words(flags: Flag, text: str) -> None:
     assert said(flags=flags) == Banner(text)
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"), [(Flag(0), "EEG + MEG"), (Flag.MEG_MISSING, "EEG"), (Flag.EEG_MISSING | Flag.MEG_MISSING, "none")]
+)
+def test_the_modalities_are_those_of_the_estimate_that_is_shown(flags: Flag, text: str) -> None:
+    assert modalities_figure(("eeg", "meg"), SimpleNamespace(flags=flags)).text == text  # type: ignore[arg-type]
 
 
 @given(flags=st.integers(0, 255).map(Flag), age=st.floats(0, 1e5), problem=st.text(max_size=20))
