@@ -23,6 +23,12 @@ PULL_LIMIT_S = 0.2
 LOOK_LIMIT_S = 0.6
 SILENT_S = 2.0
 """After so long without a sample the network is asked whether the outlet is still the same, and so on."""
+MARKERS_SILENT_S = 10.0
+"""The same for markers, of which there may be none for long."""
+MAX_MARKER = 4096
+"""Longest text of a marker, characters; the rest is cut."""
+STOP_LIMIT_S = 15.0
+"""Opening a stream that vanishes in that moment takes 10 s."""
 RECENT = 100
 
 
@@ -218,7 +224,7 @@ class Marker:
     """One event.
 
     stamp : raw, seconds on the sender's LSL clock
-    text : as sent
+    text : as sent, the first 4096 characters of it
     received : seconds on this machine's LSL clock
     """
 
@@ -230,30 +236,123 @@ class Marker:
 class MarkerReceiver:
     """Listens to a stream of markers (text, or one whole number per event); events go to a bounded mailbox.
 
+    A stream that vanishes is looked for again, by the settings.
+
+    Parameters
+    ----------
+    label : str
+        Name of the stream in the configuration, for messages.
+    signal : Signal | None
+        Rung for each event.
+    patient : bool
+        Wait for a stream that is not there yet, too, instead of raising.
+
+    Attributes
+    ----------
+    events : Mailbox of Marker
+    n_reconnected : int
+        How often the stream was opened again.
+    problem : str
+        Why nothing is listened to now; empty when something is. Any thread may read it.
+
     Raises
     ------
     StreamNotFound, StreamAmbiguous
+        Unless `patient`.
     """
 
-    def __init__(self, transport: Transport, settings: StreamSettings, label: str, signal: Signal | None = None) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        settings: StreamSettings,
+        label: str,
+        signal: Signal | None = None,
+        *,
+        patient: bool = False,
+    ) -> None:
         self.label = label
+        self._settings = settings
         self._transport = transport
-        self._inlet = transport.inlet(select_stream(transport, settings, label), buffer_s=settings.buffer_s)
-        self.description = self._inlet.description
+        self._inlet: Inlet | None = None
+        self._description: StreamDescription | None = None
         self.events: Mailbox[Marker] = Mailbox(10000, signal)
+        self.n_reconnected = 0
+        self.problem = "not looked for so far"
+        self._looked = transport.clock.now()
+        if patient:
+            self._look_again()
+        else:
+            self._open(select_stream(transport, settings, label))
+
+    @property
+    def description(self) -> StreamDescription | None:
+        """The stream that is listened to, or was until it vanished; None before there was one."""
+        return self._description
 
     def step(self) -> None:
-        """Pull once (waits at most 0.2 s)."""
-        samples, stamps = self._inlet.pull(PULL_LIMIT_S)
+        """Pull once (waits at most 0.2 s, or 0.6 s for the network)."""
+        now = self._transport.clock.now()
+        if now > self._looked + (SILENT_S if self._inlet is None else MARKERS_SILENT_S):
+            self._looked = now
+            self._look_again()
+        if self._inlet is None:
+            return
+        try:
+            samples, stamps = self._inlet.pull(PULL_LIMIT_S)
+        except StreamError:  # it vanished and liblsl cannot find it again
+            self._lose("the stream has vanished")
+            return
         received = self._transport.clock.now()
+        if len(stamps):
+            self._looked = received
         for row, stamp in zip(samples, stamps.tolist(), strict=True):
-            text = row[0] if isinstance(row[0], str) else f"{row[0]:g}"
+            text = row[0][:MAX_MARKER] if isinstance(row[0], str) else f"{row[0]:g}"
             self.events.put(Marker(stamp, text, received))
+
+    def _look_again(self) -> None:
+        wanted = self._settings
+        found = self._transport.resolve(
+            name=wanted.name, type=wanted.type, source_id=wanted.source_id, timeout_s=LOOK_LIMIT_S
+        )
+        found = [stream for stream in found if wanted.hostname in (None, stream.hostname)]
+        if self._inlet is not None and (not found or any(stream.uid == self._uid for stream in found)):
+            return  # liblsl waits for one that is away for a moment
+        if len(found) == 1:
+            self._lose("")
+            try:
+                self._open(found[0])
+            except StreamError as error:  # gone again, or it cannot be read
+                self.problem = str(error)
+        elif self._inlet is None:
+            many = f"{len(found)} streams with {wanted.wanted()}; exactly one is expected"
+            self.problem = many if found else f"no stream with {wanted.wanted()}"
+
+    @property
+    def _uid(self) -> str:
+        return "" if self._description is None else self._description.uid
+
+    def _open(self, stream: StreamDescription) -> None:
+        self._inlet = self._transport.inlet(stream, buffer_s=self._settings.buffer_s)
+        self.n_reconnected += self._description is not None
+        self._description, self.problem = self._inlet.description, ""
+
+    def _lose(self, problem: str) -> None:
+        if self._inlet is not None:
+            self._inlet.close()
+            self._inlet = None
+        self.problem = problem
 
     def worker(self, on_failure: Callable[[], None] | None = None) -> Worker:
         """The thread that receives; not yet started."""
-        return Worker(f"receive {self.label}", self.step, on_failure)
+
+        def step() -> None:
+            self.step()
+            if self._inlet is None:
+                worker.pause(PULL_LIMIT_S)
+
+        worker = Worker(f"receive {self.label}", step, on_failure, STOP_LIMIT_S)
+        return worker
 
     def close(self) -> None:
         """Unsubscribe; after the worker was stopped."""
-        self._inlet.close()
+        self._lose("")

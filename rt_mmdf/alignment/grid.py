@@ -59,11 +59,25 @@ class AlignedHop:
 
 @dataclass(frozen=True, slots=True)
 class LaneReport:
-    """State of one stream's clock and what was found in it; seconds and samples."""
+    """State of one stream's clock and what was found in it; seconds and samples; uncertainties are two standard deviations.
+
+    offset, offset_uncertainty_ms : of the sender's clock; to be added to its stamps
+    drift_ppm, drift_uncertainty_ppm : of the sender's clock against this machine's
+    rate_error_ppm, rate_uncertainty_ppm : of the sampling clock: how much longer than nominal the sampling interval is
+    jitter_ms : standard deviation of the stamps about their fit
+    uncertainty_ms : of the newest sample's time
+    arrival_lag_ms : from the newest sample's time to its receipt
+    missing : samples of the grid without this stream
+    clock_steps : how often a clock was set
+    counts : see `TimelineCounts`
+    """
 
     offset: float
+    offset_uncertainty_ms: float
     drift_ppm: float
+    drift_uncertainty_ppm: float
     rate_error_ppm: float
+    rate_uncertainty_ppm: float
     jitter_ms: float
     uncertainty_ms: float
     arrival_lag_ms: float
@@ -255,8 +269,11 @@ class _Lane:
         sender = self.timeline.sender_time(self.stop) if self.mapped and self.timeline.ready else float("nan")
         return LaneReport(
             offset=self.clock.offset(sender) if self.mapped and self.timeline.ready else float("nan"),
+            offset_uncertainty_ms=2e3 * self.clock.sd(sender),
             drift_ppm=self.clock.drift * 1e6,
+            drift_uncertainty_ppm=2e6 * self.clock.drift_sd,
             rate_error_ppm=self.timeline.rate_error * 1e6,
+            rate_uncertainty_ppm=2e6 * self.timeline.rate_error_sd,
             jitter_ms=self.timeline.jitter_sd * 1e3,
             uncertainty_ms=self.uncertainty * 1e3,
             arrival_lag_ms=self.lag_s * 1e3,

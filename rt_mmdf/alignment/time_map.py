@@ -74,6 +74,11 @@ class SenderClock:
         """Change of the offset in seconds per second of the sender's clock."""
         return 0.0 if self._line is None else self._line.slope
 
+    @property
+    def drift_sd(self) -> float:
+        """Standard deviation of `drift`; infinite before the first measurement."""
+        return float("inf") if self._line is None else self._line.slope_sd
+
     def sd(self, sender_time: float) -> float:
         """Standard deviation of the offset, seconds; infinite before the first measurement."""
         return float("inf") if self._line is None else self._line.sd(sender_time)

@@ -159,6 +159,11 @@ class Timeline:
         return 0.0 if self._line is None else self._line.slope
 
     @property
+    def rate_error_sd(self) -> float:
+        """Standard deviation of `rate_error`; infinite before the first samples are placed."""
+        return float("inf") if self._line is None else self._line.slope_sd
+
+    @property
     def jitter_sd(self) -> float:
         """Spread of the stamps about the fit, seconds."""
         return self._jitter

@@ -8,6 +8,7 @@ No thread and no waiting: the same object runs live, over memory with a manual c
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,65 @@ from rt_mmdf.preprocessing.cleaning import Cleaning
 from rt_mmdf.preprocessing.settings import PreprocessingSettings
 from rt_mmdf.preprocessing.whitening import OperatorSwitch, Whitening
 from rt_mmdf.preprocessing.window import SlidingWindow
+
+
+@dataclass(frozen=True, slots=True)
+class CleanedHop:
+    """What the solver gets of one hop, before the whitener; immutable, for whoever else wants it.
+
+    number : running number of the hop
+    stamps : as far as they are known: `solved` is NaN
+    """
+
+    block: SensorBlock
+    number: int
+    stamps: StageStamps
+
+
+class Imager:
+    """Whitening, window and solver: from cleaned blocks to estimates.
+
+    Parameters
+    ----------
+    switch : OperatorSwitch
+        Hands out whitener and solver for the channels of the moment.
+    n_channels, n_sources : int
+    window : int
+        Samples that the solver sees; the newest of them are imaged.
+    """
+
+    def __init__(self, switch: OperatorSwitch, *, n_channels: int, n_sources: int, window: int) -> None:
+        self._whitening = Whitening(switch)
+        self._window = SlidingWindow(window, n_channels)
+        self._n_sources = n_sources
+
+    @property
+    def window_length(self) -> int:
+        """Samples."""
+        return self._window.length
+
+    def reset(self) -> None:
+        """Forget the window."""
+        self._window.reset()
+
+    def __call__(self, block: SensorBlock, *, image: bool = True) -> tuple[Float32, NDArray[np.uint32]]:
+        """Estimate (n_sources, n_times), NaN where it cannot be imaged, and flags; both empty where `image` is False."""
+        runs = self._whitening(block)
+        parts: list[Float32] = []
+        for run in runs:
+            n_new = run.stop - run.start
+            if run.operator is None:  # unknown samples stay unknown in the window, too
+                self._window.push(run.data)
+                parts.append(np.full((self._n_sources, n_new), np.nan, np.float32))
+                continue
+            window = self._window.push(run.data)
+            if image:
+                parts.append(run.operator.solver(window, n_new))
+        if not image or not parts:
+            return np.empty((self._n_sources, 0), np.float32), np.empty(0, np.uint32)
+        if len(runs) == 1:
+            return parts[0], runs[0].flags
+        return np.hstack(parts), np.concatenate([run.flags for run in runs])
 
 
 class Chain:
@@ -42,6 +102,16 @@ class Chain:
         Read between the stages, for the stamps of each estimate.
     observe : callable | None
         Given every cleaned block when its estimate is out, for solvers that adapt to the data.
+
+    Attributes
+    ----------
+    taps : list of callable
+        Given every cleaned hop when its estimate is out; each must only note it (put it into a mailbox). To be filled before
+        the first hop.
+    flag_counts : dict of Flag to int
+        Samples with each flag since the start.
+    newest_flags : int
+        All flags of the newest hop's samples.
     """
 
     def __init__(
@@ -58,65 +128,50 @@ class Chain:
         observe: Callable[[SensorBlock], None] | None = None,
     ) -> None:
         self.cleaning = Cleaning(settings, sfreq)
-        self._whitening = Whitening(switch)
-        self._window = SlidingWindow(window, len(channels))
-        self._n_sources = n_sources
+        self.imager = Imager(switch, n_channels=len(channels), n_sources=n_sources, window=window)
         self._unit = unit
         self._clock = clock
         self._observe = observe
-        self._cleaned: SensorBlock | None = None
+        self.taps: list[Callable[[CleanedHop], None]] = []
+        self._cleaned: CleanedHop | None = None
         self._hop = 0
         self.flag_counts = dict.fromkeys(Flag, 0)
+        self.newest_flags = 0
 
     def __call__(self, hop: AlignedHop, *, image: bool = True) -> SourceEstimate | None:
         """Preprocess a hop and image it; filters and window must see every hop, the solver need not (``image=False``)."""
         aligned = self._clock.now()
         block = self.cleaning.clean(hop.block)
-        self._cleaned = block
         self._count_flags(block)
         number = self._hop
         self._hop += 1
-        preprocessed = self._clock.now()
-        data, flags = self._image(block, image)
-        if not image:
-            return None
-        solved = self._clock.now()
         stamps = StageStamps(
             sensor=float(hop.block.times[-1]),
             intended=hop.intended,
             received=float(hop.block.received.max()),
             aligned=aligned,
-            preprocessed=preprocessed,
-            solved=solved,
+            preprocessed=self._clock.now(),
+            solved=float("nan"),
         )
+        self._cleaned = CleanedHop(block, number, stamps)
+        data, flags = self.imager(block, image=image)
+        if not image:
+            return None
+        stamps = replace(stamps, solved=self._clock.now())
         return SourceEstimate(data, block.times, flags, block.first, number, self._unit, stamps)
 
     def inspect(self, hop: AlignedHop) -> None:
-        """Look for bad channels, and let an adaptive solver see the hop, when its estimate is out."""
+        """Look for bad channels, and let others have the cleaned hop, when its estimate is out."""
+        if self._cleaned is not None:
+            for tap in self.taps:
+                tap(self._cleaned)
         self.cleaning.inspect(hop.block)
         if self._observe is not None and self._cleaned is not None:
-            self._observe(self._cleaned)
-
-    def _image(self, block: SensorBlock, image: bool) -> tuple[Float32, NDArray[np.uint32]]:
-        runs = self._whitening(block)
-        parts: list[Float32] = []
-        for run in runs:
-            n_new = run.stop - run.start
-            if run.operator is None:  # unknown samples stay unknown in the window, too
-                self._window.push(run.data)
-                parts.append(np.full((self._n_sources, n_new), np.nan, np.float32))
-                continue
-            window = self._window.push(run.data)
-            if image:
-                parts.append(run.operator.solver(window, n_new))
-        if not image or not parts:
-            return np.empty((self._n_sources, 0), np.float32), np.empty(0, np.uint32)
-        if len(runs) == 1:
-            return parts[0], runs[0].flags
-        return np.hstack(parts), np.concatenate([run.flags for run in runs])
+            self._observe(self._cleaned.block)
 
     def _count_flags(self, block: SensorBlock) -> None:
         seen = int(np.bitwise_or.reduce(block.flags, initial=0))
+        self.newest_flags = seen
         if seen:
             for flag in Flag:
                 if seen & flag:

@@ -8,7 +8,7 @@ import sys
 import uuid
 from collections import deque
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -30,11 +30,12 @@ from rt_mmdf.core.errors import SinkError, StreamError
 from rt_mmdf.core.settings import Settings, validate_settings
 from rt_mmdf.headmodel.head import HeadModel
 from rt_mmdf.headmodel.noise import NoiseCovarianceEstimator, save_noise_cov
+from rt_mmdf.headmodel.surface import surface_of
 from rt_mmdf.lsl.interface import Transport
 from rt_mmdf.preprocessing.filters import CausalFilter
 from rt_mmdf.simulation.recordings import SimulationSettings, simulate_recording, write_recording
 from rt_mmdf.simulation.truth import Score, Truth, score
-from rt_mmdf.sinks.figure import save_figure, source_map, surface_of
+from rt_mmdf.sinks.figure import save_figure, source_map
 from rt_mmdf.solvers.artefact import default_model, find_model, load_artefact
 from rt_mmdf.solvers.linear import LiveMethod
 
@@ -55,6 +56,7 @@ class DemoSettings(Settings):
     head : folder of a head model for `recording`; None: the template
     noise_cov : noise covariance for `recording`; None: ad hoc by channel type
     spacing : of the template head; None: that of the model, or ico4
+    view : publish what a window shows beside the estimates: the cleaned sensors
     """
 
     seconds: float = 30.0
@@ -66,6 +68,7 @@ class DemoSettings(Settings):
     out: Path = Path("rt-mmdf-demo")
     seed: int = SimulationSettings().seed
     spacing: Literal["ico3", "ico4"] | None = None
+    view: bool = False
 
     @model_validator(mode="after")
     def _one_solver(self) -> Self:
@@ -111,6 +114,7 @@ def run_demo(
     *,
     progress: Progress | None = None,
     on_status: Callable[[dict[str, Any]], None] | None = None,
+    beside: Callable[[str, Path | None], AbstractContextManager[None]] = lambda name, head: nullcontext(),
     keep_waiting: Callable[[float], None],
 ) -> DemoResult:
     """Replay and image; ends after `seconds` of estimates, when the replay ends, or with a KeyboardInterrupt.
@@ -119,6 +123,8 @@ def run_demo(
     ----------
     progress : called while things are prepared
     on_status : called about twice a second while it runs, with `Session.status`
+    beside : entered while it runs, with the name of the engine and the folder of its head (None: the template or the
+        model's own); what shows the estimates, for example
     keep_waiting : called with the seconds to wait between two looks at the session; a KeyboardInterrupt in it ends the
         demonstration early, with the scorecard
 
@@ -146,7 +152,7 @@ def run_demo(
             keep_map=True,
         )
         began = transport.clock.now()
-        with session, suppress(KeyboardInterrupt):
+        with beside(prefix, settings.head), session, suppress(KeyboardInterrupt):
             while not (replay.ended or _lasted(watcher) >= settings.seconds):
                 keep_waiting(0.5)
                 session.check()
@@ -175,6 +181,8 @@ def _material(settings: DemoSettings, prefix: str, report: Progress) -> tuple[Tr
         "head": {"spacing": settings.spacing or "ico4"} if settings.head is None else {"folder": settings.head},
         "start_timeout_s": 60.0,
     }
+    if settings.view:
+        content["output"] = {"sensors": {}}
     # a model that knows one head and one noise brings them
     bound = "model" in solver and not load_artefact(find_model(solver["model"])).head_free
     own_head = settings.head is not None or settings.spacing is not None

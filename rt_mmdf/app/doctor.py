@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes.util
 import importlib.util
+import json
 import os
 import platform
 import shutil
@@ -30,6 +30,11 @@ LOOPBACK_CHANNELS = 366
 RESOLVE_TIMEOUT_S = 5.0
 ADVISED_CORES = 2
 ADVISED_MEMORY_GB = 4.0
+PROBE_LIMIT_S = 30.0
+WINDOW_PACKAGES = (
+    "libgl1 libegl1 libgl1-mesa-dri libxkbcommon-x11-0 libxcb-cursor0 libxcb-icccm4 libxcb-keysyms1 libxcb-image0 "
+    "libxcb-render-util0 libdbus-1-3"
+)
 CACHE_NEEDS_MB = 500.0  # a template head takes about 100
 
 OPTIONAL = {
@@ -67,7 +72,7 @@ def examine(transport: Transport) -> Iterator[Finding]:
         _cache,
         _faketime,
         _optional_packages,
-        _opengl,
+        window_and_opengl,
         _gpu,
         _tensorrt,
     )
@@ -170,11 +175,37 @@ def _optional_packages() -> Finding:
     return Finding("optional packages", Verdict.OK, ", ".join(parts))
 
 
-def _opengl() -> Finding:
-    library = ctypes.util.find_library("GL") or ctypes.util.find_library("OpenGL")
-    display = sys.platform in ("darwin", "win32") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
-    seen = f"library {library or 'not found'}, {'a display' if display else 'no display'}"
-    return Finding("OpenGL", Verdict.OK if library and display else Verdict.NOTE, f"{seen}; imaging does not need it")
+def window_and_opengl() -> Finding:
+    """Whether a window can be opened and what draws in it; tried in a process of its own, which a bad driver may crash."""
+    what = "OpenGL"
+    if sys.platform not in ("darwin", "win32") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        return Finding(
+            what,
+            Verdict.NOTE,
+            "no display (neither DISPLAY nor WAYLAND_DISPLAY is set): no window here. `rt-mmdf view` on a machine with a "
+            "screen finds the engine over the network; pictures without a screen: xvfb-run -a rt-mmdf view --headless "
+            "brain.png (Debian: apt-get install xvfb)",
+        )
+    command = [sys.executable, "-m", "rt_mmdf.view.probe"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=PROBE_LIMIT_S, check=False)
+    except (OSError, subprocess.SubprocessError) as error:
+        return Finding(what, Verdict.NOTE, f"a window could not be tried ({error}); imaging does not need one")
+    try:
+        answer = json.loads(done.stdout.splitlines()[-1])
+    except (IndexError, ValueError):
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        telling = [line for line in lines if any(word in line for word in ("needed", "cannot open", "not connect"))]
+        answer = {"problem": "; ".join(telling[:2] or lines[-1:]) or "it said nothing"}
+        answer["problem"] += f" (the trial ended with code {done.returncode})"
+    if "problem" not in answer:
+        return Finding(what, Verdict.OK, f"a window can be opened ({answer['platform']}); {answer['renderer']}")
+    if "platform" in answer:
+        consequence = f"windows can be opened ({answer['platform']}), the view draws flat pictures in them"
+    else:
+        consequence = "no window can be opened; imaging does not need one"
+    remedy = f". Debian: apt-get install {WINDOW_PACKAGES}" if sys.platform.startswith("linux") else ""
+    return Finding(what, Verdict.NOTE, f"{consequence}: {answer['problem']}{remedy}")
 
 
 def _gpu() -> Finding:

@@ -41,12 +41,8 @@ class Engine:
         self.intake = intake
         self._clock = clock
         self._budget_s = settings.budget_ms * 1e-3
-        hop = intake.hop // settings.preprocessing.decimate
+        self._settings = settings
         self.sfreq = intake.sfreq / settings.preprocessing.decimate
-        n_samples = imaging.window_length(hop)
-        if settings.window_ms is not None:
-            # never less than the model was trained to look at
-            n_samples = max(n_samples, round(settings.window_ms * 1e-3 * self.sfreq))
         self.chain = Chain(
             intake.aligner.channels,
             settings.preprocessing,
@@ -54,11 +50,18 @@ class Engine:
             switch,
             n_sources=imaging.head.n_sources,
             unit=imaging.solver.unit,
-            window=n_samples,
+            window=self.window_samples(imaging),
             clock=clock,
             observe=imaging.data_cov,
         )
         self.counts = EngineCounts()
+
+    def window_samples(self, imaging: Imaging) -> int:
+        """Samples that a solver sees: as configured, but never less than its model was trained to see."""
+        n_samples = imaging.window_length(self.intake.hop // self._settings.preprocessing.decimate)
+        if self._settings.window_ms is not None:
+            n_samples = max(n_samples, round(self._settings.window_ms * 1e-3 * self.sfreq))
+        return n_samples
 
     def pump(self) -> Iterator[SourceEstimate]:
         """Take what has arrived; yield the estimates that have become possible, oldest first."""

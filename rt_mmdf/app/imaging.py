@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import mne
@@ -73,10 +73,7 @@ class Imaging:
         ConfigurationError, HeadModelError, NoiseCovarianceError, ArtefactError
             Something cannot be read or does not fit the channels.
         """
-        artefact = None
-        if settings.solver.model is not None:
-            artefact = load_artefact(find_model(settings.solver.model))
-            artefact.check_channels(streaming)
+        artefact = _artefact_of(settings, streaming)
         head = _head_of_session(settings, artefact, streaming, progress).named_like(streaming.names)
         not_imaged = head.missing(streaming.names)
         channels = streaming.pick([i for i, name in enumerate(streaming.names) if name not in set(not_imaged)])
@@ -122,14 +119,50 @@ class Imaging:
         else:
             measured = read_noise_cov(settings.noise.file, good)
             noise_cov = regularised(measured, imaging_info(head.info, good, projectors), settings.noise.regularisation)
-        model = data_cov = None
-        if artefact is not None or settings.solver.method == "LCMV":
-            sfreq = grid_rate(settings, ((rates or {})[m] for m in channels.modalities)) / settings.preprocessing.decimate
-            if artefact is not None:
-                model = _trained_network(settings, artefact, head, channels, noise_cov, projectors, sfreq)
-            else:
-                data_cov = DataCovariance(channels, settings.solver.lcmv, sfreq)
-        return cls(head, channels, not_imaged, noise_cov, tuple(projectors), settings.solver, bads, model, data_cov)
+        imaging = cls(head, channels, not_imaged, noise_cov, tuple(projectors), settings.solver, bads)
+        return imaging._with_solver(settings, artefact, rates)
+
+    def beside(self, settings: SessionSettings, rates: Mapping[Modality, float]) -> Imaging:
+        """What another solver, that of these settings, images the same cleaned sensors with.
+
+        Head, noise covariance and projectors are those of the first solver, so that nothing but the solvers differs; a
+        model that knows only its own head and noise brings these, if the head has the same sources.
+
+        Raises
+        ------
+        ConfigurationError, HeadModelError, NoiseCovarianceError, ArtefactError
+            The solver cannot be had, or does not fit the head.
+        """
+        artefact = _artefact_of(settings, self.channels)
+        first = replace(self, solver=settings.solver, model=None, data_cov=None)
+        if artefact is not None and not artefact.head_free:
+            artefact.check_head(self.head)
+            head = artefact.load_head().named_like(self.channels.names)
+            head.require(self.channels.names)
+            if (noise_cov := _noise_of_model(settings, artefact, head, self.channels)) is None:
+                raise ConfigurationError(
+                    f"second_solver.model = {settings.solver.model!r}: it was not trained with all of the "
+                    f"{len(self.channels)} channels that are imaged, and sees the sensors through its own noise covariance "
+                    "only. Take a model for any head and noise (its card says so), or a classical inverse."
+                )
+            average = settings.preprocessing.average_reference
+            projectors = tuple(make_projectors(self.channels, list(noise_cov["projs"]), average))
+            first = replace(first, head=head, noise_cov=noise_cov, projectors=projectors)
+        return first._with_solver(settings, artefact, rates)
+
+    def _with_solver(
+        self, settings: SessionSettings, artefact: Artefact | None, rates: Mapping[Modality, float] | None
+    ) -> Imaging:
+        """The same with what the solver of the settings needs beside it."""
+        if artefact is None and settings.solver.method != "LCMV":
+            return self
+        channels = self.channels
+        sfreq = grid_rate(settings, ((rates or {})[m] for m in channels.modalities)) / settings.preprocessing.decimate
+        if artefact is None:
+            return replace(self, data_cov=DataCovariance(channels, settings.solver.lcmv, sfreq))
+        projectors = list(self.projectors)
+        network = _trained_network(settings, artefact, self.head, channels, self.noise_cov, projectors, sfreq)
+        return replace(self, model=network)
 
     @property
     def solver_name(self) -> str:
@@ -184,6 +217,14 @@ class Imaging:
                 self.head, self.channels, self.noise_cov, known[0], self.projectors, self.solver, key.bads, key.missing
             )
         return build_operator(self.head, self.channels, self.noise_cov, self.projectors, self.solver, key.bads, key.missing)
+
+
+def _artefact_of(settings: SessionSettings, streaming: Channels) -> Artefact | None:
+    if settings.solver.model is None:
+        return None
+    artefact = load_artefact(find_model(settings.solver.model))
+    artefact.check_channels(streaming)
+    return artefact
 
 
 def _head_of_session(

@@ -2,10 +2,12 @@
 
 receive eeg --+                                      +--> estimate streams
               +--> rings --> engine (one thread) ----+
-receive meg --+                 ^                    +--> file writer (own thread)
-clock watch ----> offsets ------+ <---- operators (own thread, off the hot path)
-                                |
-                                +----> health stream (own thread, once a second)
+receive meg --+                 ^     |              +--> file writer (own thread)
+clock watch ----> offsets ------+     |  <---- operators (own thread, off the hot path)
+                                      |
+                                      +-- cleaned hops, where asked for: sensors for displays, a second solver,
+                                      |   event-locked averages (each in threads of its own)
+                                      +--> health stream (own thread, once a second) <-- operator marks
 """
 
 from __future__ import annotations
@@ -21,18 +23,20 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from rt_mmdf.acquisition.receiver import Arrivals
 from rt_mmdf.app.engine import Engine
 from rt_mmdf.app.imaging import Imaging, Progress
 from rt_mmdf.app.intake import Intake, survey_streams
+from rt_mmdf.app.operators import LIMIT_S, OperatorBuilder
+from rt_mmdf.app.optional import OptionalStreams, streams_of
 from rt_mmdf.app.scorecard import Scorecard, versions
 from rt_mmdf.app.settings import SessionSettings
-from rt_mmdf.core.blocks import Flag, SourceEstimate
+from rt_mmdf.core.blocks import MISSING, Flag, SourceEstimate
 from rt_mmdf.core.channels import Modality
 from rt_mmdf.core.errors import ConfigurationError, RtMmdfError, StreamError
 from rt_mmdf.lsl.interface import Transport
 from rt_mmdf.lsl.library import liblsl_version
-from rt_mmdf.preprocessing.whitening import OperatorKey, OperatorSwitch
-from rt_mmdf.runtime.mailbox import Mailbox, NewestValue, Signal
+from rt_mmdf.runtime.mailbox import NewestValue, Signal
 from rt_mmdf.runtime.memory import settled_memory
 from rt_mmdf.runtime.telemetry import LatencyRecorder, ProcessLoad, ProcessUsage
 from rt_mmdf.runtime.worker import Worker, quick_handover
@@ -46,7 +50,6 @@ logger = logging.getLogger(__name__)
 PUMP_WAIT_S = 0.05  # the engine looks at the clock this often even when nothing arrives
 HEALTH_INTERVAL_S = 1.0
 NAME_LOOK_S = 0.6  # one round of asking the network
-OPERATOR_LIMIT_S = 120.0  # eLORETA with loose orientation takes 7 s, on a busy machine more
 SILENT_S = 2.0  # a stream without samples for so long is told of
 START_UP_S = 2.0  # latencies of the first seconds (page faults, caches) are reported apart
 
@@ -88,7 +91,6 @@ class Session:
         self._wake = Signal()
         self._resources = ExitStack()
         self._workers: list[Worker] = []
-        self._wanted: Mailbox[OperatorKey] = Mailbox(64)
         self.newest_status: NewestValue[dict[str, Any]] = NewestValue()
         try:
             # one thread for each product: two cores are shared with the receivers, and a second BLAS thread only waits
@@ -102,30 +104,41 @@ class Session:
                     "imaging from %s alone: the other modality is not configured", streaming.modalities[0].upper()
                 )
             report("preparing the head", 0.1)
-            if settings.solver.model is not None:
+            second = settings.second_solver
+            if settings.solver.model is not None or (second is not None and second.model is not None):
                 from rt_mmdf.backends.torch_backend import one_thread  # imports torch
 
                 self._resources.enter_context(one_thread())
             self.imaging = Imaging.prepare(settings, streaming, progress, rates)
             report(f"building {self.imaging.solver_name}", 0.6)
-            self.switch = OperatorSwitch(self._wanted.put)
-            first = self.imaging.full_key()
-            if (operator := self.imaging.build(first)) is not None:
-                self.switch.offer(first, operator)
-            if self.imaging.data_cov is not None:
-                self.imaging.data_cov.on_refresh = self._want_newer_operator
-            for key in self.imaging.keys_in_advance():  # wanted from one moment to the next when a stream stalls
-                self._offer_operator(key)
+            self.operators = OperatorBuilder(self.imaging)
+            self.operators.offer_in_advance()
+            second_operators: OperatorBuilder | None = None
+            if second is not None:
+                beside = self.imaging.beside(settings.model_copy(update={"solver": second}), rates)
+                report(f"building {beside.solver_name}", 0.7)
+                second_operators = OperatorBuilder(beside)
+                second_operators.offer_in_advance()
             report("subscribing", 0.8)  # last, so that nothing waits in buffers meanwhile
             self.intake = Intake.subscribe(
                 settings, transport, self.imaging.channels, self._wake, self._resources, keep_map=keep_map
             )
-            self.engine = Engine(settings, self.intake, self.imaging, self.switch, self._clock)
+            self.engine = Engine(settings, self.intake, self.imaging, self.operators.switch, self._clock)
             self.latency = LatencyRecorder(settings.budget_ms * 1e-3)
             self._load = ProcessLoad()
             report("opening the outlets", 0.9)
             self.outlets = self._resources.enter_context(self._open_outlets())
             self.health = self._resources.enter_context(HealthOutlet(transport, f"{settings.name}-health"))
+            self.optional = OptionalStreams(
+                settings,
+                transport,
+                self.engine,
+                self.operators,
+                second_operators,
+                self.sources,
+                self.described,
+            )
+            self._resources.callback(self.optional.close)
             self.files = None
             if settings.output.files is not None:
                 name = self.imaging.solver_name
@@ -138,12 +151,13 @@ class Session:
         self._stopped = math.inf
         self._first_estimate = math.nan
         self._silent: set[Modality] = set()
+        self._arrived: dict[Modality, tuple[float, int]] = {}
         self._tardy: set[Modality] = set()
         self._mean_load: ProcessUsage | None = None
 
     def _open_outlets(self) -> EstimateOutlets:
-        head, imaging = self.imaging.head, self.imaging
-        band = self.settings.preprocessing.filters.band_pass
+        head, imaging, settings = self.imaging.head, self.imaging, self.settings
+        band = settings.preprocessing.filters.band_pass
         centre = math.sqrt((band.low_hz or 1.0) * (band.high_hz or 40.0))
         self.sources = SourceSpaceDescription(
             head.name,
@@ -153,11 +167,21 @@ class Session:
             "MNI305" if head.kind == "template" else "MRI (surface RAS)",
         )
         self.filter_delay_ms = 1e3 * float(self.engine.chain.cleaning.filter.group_delay(centre)[0])
-        described = EstimateDescription(
-            imaging.solver_name, imaging.solver.unit, imaging.orientation, self.engine.sfreq, self.filter_delay_ms
+        self.described = EstimateDescription(
+            imaging.solver_name,
+            imaging.solver.unit,
+            imaging.orientation,
+            self.engine.sfreq,
+            self.filter_delay_ms,
+            {
+                "engine/session": settings.name,
+                "engine/hop_ms": f"{1e3 * self.intake.hop / self.intake.sfreq:.6g}",
+                "engine/budget_ms": f"{settings.budget_ms:g}",
+                **streams_of(settings),
+            },
         )
         return EstimateOutlets(
-            self._transport, f"{self.settings.name}-sources", self.sources, described, self.settings.output.estimates
+            self._transport, f"{settings.name}-sources", self.sources, self.described, settings.output.estimates
         )
 
     # running
@@ -169,7 +193,8 @@ class Session:
         self._first_estimate = math.nan
         self._workers += self.intake.workers(self._wake)
         self._workers.append(Worker("engine", self._pump, self._wake.ring))
-        self._workers.append(Worker("operators", self._build_operator, self._wake.ring, OPERATOR_LIMIT_S))
+        self._workers.append(Worker("operators", self.operators.step, self._wake.ring, LIMIT_S))
+        self._workers += self.optional.workers(self._wake.ring)
         health = Worker("health", lambda: self._report_health(health), self._wake.ring)
         self._workers.append(health)
         for worker in self._workers:
@@ -234,27 +259,6 @@ class Session:
             if self._on_estimate is not None:
                 self._on_estimate(replace(estimate, stamps=stamps))
 
-    def _build_operator(self) -> None:
-        key = self._wanted.take(0.2)
-        for newer in self._wanted.take_all():  # what was wanted before that is wanted no more
-            if key is not None:
-                self.switch.forget(key)
-            key = newer
-        if key is not None:
-            self._offer_operator(key)
-
-    def _want_newer_operator(self) -> None:
-        if self.switch.current is not None:
-            self._wanted.put(self.switch.current)
-
-    def _offer_operator(self, key: OperatorKey) -> None:
-        try:
-            if (operator := self.imaging.build(key)) is not None:
-                self.switch.offer(key, operator)
-        except RtMmdfError as error:
-            self.switch.fail(key, str(error))
-            logger.warning("cannot image without %s: %s", _named(key), error)
-
     def _report_health(self, worker: Worker) -> None:
         worker.pause(HEALTH_INTERVAL_S)
         self._tell_of_silence()
@@ -298,17 +302,21 @@ class Session:
         now = min(self._clock.now(), self._stopped)
         usage = self._load.recent()
         counts = self.engine.counts
-        summary = self.latency.summary()
+        summary, newest = self.latency.summary(), self.engine.chain.newest_flags
         clocks = self.intake.aligner.newest_report
         streams: dict[str, Any] = {}
         for modality, receiver in self.intake.receivers.items():
             arrivals, clock = receiver.arrivals, clocks.get(modality)
             streams[modality.value] = {
                 "name": receiver.description.name,
+                "hostname": receiver.description.hostname,
                 "sfreq": receiver.sfreq,
                 "n_channels": len(receiver.channels),
                 "received": arrivals.n_received,
+                "rate_hz": self._arrival_rate(modality, arrivals),
                 "age_s": now - arrivals.last_received,
+                "silent": modality in self._silent,
+                "missing_now": bool(newest & MISSING[modality]),
                 "chunk": arrivals.newest_chunk,
                 "nonfinite": arrivals.n_nonfinite,
                 "reconnected": arrivals.n_reconnected,
@@ -318,6 +326,10 @@ class Session:
         return {
             "time": now,
             "running_s": now - self._started,
+            "session": self.settings.name,
+            "head": self.imaging.head.name,
+            "head_fingerprint": self.imaging.head.fingerprint,
+            "hop_ms": 1e3 * self.intake.hop / self.intake.sfreq,
             "solver": self.imaging.solver_name,
             "unit": self.imaging.solver.unit,
             "n_sources": self.imaging.head.n_sources,
@@ -336,16 +348,25 @@ class Session:
             "longest_miss_run": summary.longest_miss_run,
             "budget_ms": self.settings.budget_ms,
             "latency_ms": self.latency.recent(),
+            "latency_histogram": self.latency.histogram("lateness"),
             "filter_delay_ms": self.filter_delay_ms,
             "look_ahead_ms": self.intake.aligner.look_ahead_s * 1e3,
             "device_lag": "unknown",
             "flags": {flag.name: n for flag, n in self.engine.chain.flag_counts.items() if n},
-            "operators_waiting": len(self._wanted),
-            "operators_failed": {_named(key): reason for key, reason in self.switch.failed.items()},
+            "operators_waiting": self.operators.n_waiting,
+            "operators_failed": self.operators.failed,
             "files": asdict(self.files.status) if self.files is not None else None,
+            **self.optional.status(),
             "cpu_cores": usage.cpu_cores,
             "rss_mb": usage.rss_mb,
         }
+
+    def _arrival_rate(self, modality: Modality, arrivals: Arrivals) -> float:
+        """Samples a second since the status before, by the times of the pulls; NaN where there was none."""
+        received, n = arrivals.last_received, arrivals.n_received
+        before, n_before = self._arrived.get(modality, (math.nan, 0))
+        self._arrived[modality] = (received, n)
+        return (n - n_before) / (received - before) if received > before else 0.0 if n == n_before else math.nan
 
     @property
     def seconds_running(self) -> float:
@@ -400,6 +421,7 @@ class Session:
             },
             **{k: status[k] for k in ("unit", "filter_delay_ms", "look_ahead_ms", "device_lag", "files")},
             "model": self.imaging.model_facts,
+            **{k: status[k] for k in ("sensors", "second", "average") if status[k] is not None},
         }
         return Scorecard(
             solver=self.imaging.solver_name,
@@ -429,8 +451,3 @@ def _refuse_a_taken_name(name: str, transport: Transport) -> None:
             f"name = {name!r}: {taken[0].name!r} is being published already, on host {taken[0].hostname!r}; another engine "
             "runs under that name, which must be its own. End that one, or set another name in the configuration."
         )
-
-
-def _named(key: OperatorKey) -> str:
-    without = [modality.upper() for modality in key.missing] + sorted(key.bads)
-    return ", ".join(without) or "nothing"

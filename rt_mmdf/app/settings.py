@@ -12,9 +12,17 @@ from rt_mmdf.alignment.grid import AlignmentSettings
 from rt_mmdf.core.channels import Modality
 from rt_mmdf.core.settings import Settings
 from rt_mmdf.headmodel.settings import HeadSettings, NoiseSettings
+from rt_mmdf.preprocessing.averaging import AveragingSettings
 from rt_mmdf.preprocessing.settings import PreprocessingSettings
 from rt_mmdf.sinks.settings import OutputSettings
 from rt_mmdf.solvers.linear import SolverSettings
+
+
+class AverageSettings(AveragingSettings):
+    """The section ``[average]``: event-locked averages of the cleaned sensors, imaged with the first solver."""
+
+    markers: StreamSettings
+    """The stream of the events, [average.markers]: text, or one number per event. It may come and go."""
 
 
 class SessionSettings(Settings):
@@ -37,6 +45,9 @@ class SessionSettings(Settings):
     head: HeadSettings = HeadSettings()
     noise: NoiseSettings = NoiseSettings()
     solver: SolverSettings = SolverSettings()
+    second_solver: SolverSettings | None = None
+    """Images the same cleaned sensors in a thread of its own, beside the first; [second_solver] has the keys of [solver]."""
+    average: AverageSettings | None = None
     output: OutputSettings = OutputSettings()
 
     @field_validator("name")

@@ -9,6 +9,7 @@ import typer
 
 from rt_mmdf.cli.console import ERR, OUT, progress_bar
 from rt_mmdf.cli.live import live_status
+from rt_mmdf.cli.view import view_beside
 
 
 def demo(
@@ -32,15 +33,15 @@ def demo(
     ),
     report: Annotated[Path | None, typer.Option(help="Write the scorecard as JSON.")] = None,
     no_view: Annotated[
-        bool, typer.Option("--no-view", help="No window. (There is none yet: the picture is written in any case.)")
+        bool, typer.Option("--no-view", help="No window beside it; the picture is written in any case.")
     ] = False,
 ) -> None:
     """Everything on one machine without hardware: EEG and MEG over LSL, aligned, imaged, scored.
 
     A process of its own replays a simulated recording with known sources as an EEG stream (60 channels, 500 Hz) and a
     MEG stream (306 channels, 1000 Hz), sampled by two different crystals. They are imaged live on the template head, by the
-    best trained model that is at hand. At the end: a scorecard with the error against the known sources, and a picture of
-    the cortex.
+    best trained model that is at hand, and shown in a window beside it. At the end: a scorecard with the error against the
+    known sources, and a picture of the cortex.
 
     Examples:
 
@@ -70,6 +71,7 @@ def demo(
         "noise_cov": noise_cov,
         "spacing": spacing,
         "out": out,
+        "view": not no_view,
     }
     settings = validate_settings(content, DemoSettings, where="demo")
     if report is not None:
@@ -81,6 +83,7 @@ def demo(
             NetworkTransport(),
             progress=progress,
             on_status=on_status,
+            beside=lambda name, folder: view_beside(name, folder, wanted=not no_view),
             keep_waiting=lambda wait_s: (pause.wait(wait_s), None)[1],
         )
     OUT.print(result.scorecard.render())

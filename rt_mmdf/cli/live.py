@@ -78,6 +78,17 @@ def status_table(status: dict[str, Any]) -> Group:
     )
     physics = f"{status['look_ahead_ms']:.0f} ms look-ahead, {status['filter_delay_ms']:.0f} ms filter, device lag unknown"
     figures.add_row("physics adds", physics)
+    if (second := status["second"]) is not None:
+        lateness = f"lateness p50 {second['latency_ms']['lateness']['p50']:.1f} ms"
+        skipped = Text.assemble(_warn(second["skipped_hops"], 0.5, "{:.0f}"), f" skipped, {lateness}")
+        figures.add_row(
+            "second", Text.assemble(f"{second['solver']}, {second['estimates']} of {second['hops']} hops, ", skipped)
+        )
+    if (average := status["average"]) is not None:
+        counts = (f"{name} {own['n_trials']} ({own['n_rejected']} rejected)" for name, own in average["events"].items())
+        figures.add_row("averages", Text(", ".join(counts)))
+        if problem := average["problem"] or average["markers"]["problem"]:
+            figures.add_row("", Text(problem, style="bold red"))
     bads = ", ".join(f"{name} ({reason})" for name, reason in list(status["bad_channels"].items())[:6]) or "none"
     figures.add_row("bad channels", Text(bads))
     figures.add_row("flags", Text(", ".join(f"{name} {n}" for name, n in status["flags"].items()) or "none"))

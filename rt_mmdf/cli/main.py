@@ -16,7 +16,7 @@ from rich.logging import RichHandler
 from rich.text import Text
 
 import rt_mmdf
-from rt_mmdf.cli import calibrate, demo, doctor, evaluate, head, monitor, replay, simulate, streams, train
+from rt_mmdf.cli import calibrate, demo, doctor, evaluate, head, monitor, replay, simulate, streams, train, view
 from rt_mmdf.cli.console import ERR, OUT
 from rt_mmdf.core.errors import RtMmdfError
 
@@ -32,6 +32,7 @@ app = typer.Typer(
 )
 app.command("demo", rich_help_panel=IMAGE)(demo.demo)
 app.command("monitor", rich_help_panel=IMAGE)(monitor.monitor)
+app.command("view", rich_help_panel=IMAGE)(view.view)
 app.command("replay", rich_help_panel=PREPARE)(replay.replay)
 app.command("calibrate", rich_help_panel=PREPARE)(calibrate.calibrate)
 app.add_typer(head.app, name="head", rich_help_panel=PREPARE)

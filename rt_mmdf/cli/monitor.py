@@ -9,20 +9,23 @@ import typer
 
 from rt_mmdf.cli.console import ERR, OUT, progress_bar
 from rt_mmdf.cli.live import live_status
+from rt_mmdf.cli.view import view_beside
 
 
 def monitor(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="TOML file; examples are in configs/.")],
     seconds: Annotated[float | None, typer.Option(min=1, help="End after so long; without it: Ctrl-C.")] = None,
     report: Annotated[Path | None, typer.Option(help="Write the scorecard as JSON at the end.")] = None,
-    no_view: Annotated[bool, typer.Option("--no-view", help="No window. (There is none yet.)")] = False,
+    no_view: Annotated[bool, typer.Option("--no-view", help="No window beside it.")] = False,
 ) -> None:
     """Image live: streams in, source estimates out as LSL streams.
 
     The configuration names an EEG and a MEG stream (or one of them), the head model, the noise covariance, filters and
     solver or trained model; every key has a default but the streams. Published are NAME-sources (the estimate),
     NAME-sources-companion (flags and time stamps of each estimate), NAME-sources-strongest and NAME-health (JSON, once a
-    second).
+    second); on request also NAME-sensors (the cleaned sensors), NAME-second (a second solver) and NAME-average-EVENT
+    (event-locked averages), see configs/monitor.toml. A window that shows them is started as a process of its own;
+    closing it does not stop imaging.
 
     Examples:
 
@@ -46,9 +49,12 @@ def monitor(
     with progress_bar() as progress:
         session = Session(settings, NetworkTransport(), progress=progress)
     try:
-        with session, live_status() as on_status:
+        # the window first on the way in, last on the way out: it shows how the engine ends
+        with view_beside(settings.name, settings.head.folder, wanted=not no_view), session, live_status() as on_status:
+            name = settings.name
+            more = "".join(f", {stream.removeprefix(name)}" for stream in session.optional.published)
             ERR.print(
-                f"Publishing {settings.name}-sources, -sources-companion, -sources-strongest and {settings.name}-health. "
+                f"Publishing {name}-sources, -sources-companion, -sources-strongest{more} and {name}-health. "
                 "Ctrl-C ends it.",
                 highlight=False,
                 soft_wrap=True,

@@ -14,6 +14,7 @@
     +-- TrainingError           a network cannot be trained, or its training be taken up again
     +-- WorkerFailed            a worker thread died; its own error is the cause
     +-- SinkError               an output cannot be written
+    +-- ViewError               the brain view cannot draw
 
 Every message says where, what was seen, what was expected and what to do.
 """
@@ -73,3 +74,7 @@ class WorkerFailed(RtMmdfError):
 
 class SinkError(RtMmdfError):
     """An output cannot be written."""
+
+
+class ViewError(RtMmdfError):
+    """The brain view cannot draw: no display, or an OpenGL that does not do what is needed."""

@@ -21,8 +21,10 @@ from numpy.typing import NDArray
 from rt_mmdf.evaluation.results import Cell
 from rt_mmdf.evaluation.statistics import FUSION, SEED, Summary
 from rt_mmdf.headmodel.head import HeadModel
+from rt_mmdf.headmodel.surface import CorticalSurface, surface_of
 from rt_mmdf.metrics.localisation import active_set
-from rt_mmdf.sinks.figure import BAR_GREY, STAR, ColourRamp, CorticalSurface, draw_hemisphere, surface_of
+from rt_mmdf.sinks.colours import ColourRamp
+from rt_mmdf.sinks.figure import BAR_GREY, STAR, draw_hemisphere
 
 Array = NDArray[np.float64]
 View = tuple[int, tuple[float, float, float]]  # hemisphere (0 left), camera

@@ -31,6 +31,7 @@ QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99_9": 0.999}
 _SMALLEST_S, _LARGEST_S, _STEP = 1e-6, 1e3, 1.01
 _UPPER = _SMALLEST_S * _STEP ** np.arange(int(np.ceil(np.log(_LARGEST_S / _SMALLEST_S) / np.log(_STEP))) + 1)
 _EDGES = np.concatenate([-_UPPER[::-1], _UPPER])
+COARSE_EDGES = 1e-4 * 10.0 ** (np.arange(51) / 10)  # for drawing, seconds
 
 
 class Histogram:
@@ -64,6 +65,18 @@ class Histogram:
         high = _EDGES[at] if at < len(_EDGES) else self.max
         middle = np.sign(low) * np.sqrt(low * high) if low * high > 0 else 0.5 * (low + high)
         return float(np.clip(middle, self.min, self.max))
+
+    def coarse(self) -> tuple[Float64, NDArray[np.int64]]:
+        """Edges in seconds and the counts between them, ten to the decade, from 0.1 ms to 10 s or what part of it is used;
+        the first and the last bin also hold what lies beyond."""
+        edges = COARSE_EDGES
+        upper = np.concatenate([_EDGES, [np.inf]])  # of each fine bin
+        into = np.clip(np.searchsorted(edges, upper) - 1, 0, len(edges) - 2)
+        counts = np.bincount(into, weights=self._counts, minlength=len(edges) - 1).astype(np.int64)
+        used = np.flatnonzero(counts)
+        if len(used) == 0:
+            return np.empty(0), np.empty(0, np.int64)
+        return edges[used[0] : used[-1] + 2], counts[used[0] : used[-1] + 1]
 
 
 @dataclass(frozen=True)
@@ -159,6 +172,16 @@ class LatencyRecorder:
             quantiles = np.quantile(values, [*QUANTILES.values(), 1.0]) if len(values) else np.full(5, np.nan)
             out[name] = dict(zip([*QUANTILES, "max"], quantiles.tolist(), strict=True))
         return out
+
+    def histogram(self, name: str) -> dict[str, list[float]]:
+        """One latency of `LATENCIES` since the start-up, coarse enough to draw: `edges_ms` and the `counts` between them.
+
+        Empty lists without hops. The first and the last bin also hold what lies beyond.
+        """
+        self._count()
+        with self._lock:
+            edges, counts = self._histograms[name].coarse()
+        return {"edges_ms": [round(1e3 * float(edge), 4) for edge in edges], "counts": counts.tolist()}
 
     def _between(self, start: int, stop: int) -> tuple[NDArray[np.int64], Float64]:
         index = np.arange(start, stop) % self._capacity

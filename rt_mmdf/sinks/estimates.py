@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 
 import numpy as np
@@ -29,6 +30,9 @@ class EstimateDescription:
     orientation : of the sources, for example ``fixed, normal to cortex``
     sfreq : rate of the estimates before any reduction, Hz
     filter_delay_ms : by how much the filters delay what an estimate images; its stamp is the sensor time without this delay
+    more : further leaves of the description, by path: what the engine says of itself (``engine/session``, ``engine/hop_ms``,
+        ``engine/budget_ms``) and which other streams it publishes or hears (``streams/health``, ``streams/sensors``,
+        ``streams/second``, ``streams/averages/EVENT``, ``streams/marks``; those that it does not publish are left out)
     """
 
     solver: str
@@ -36,6 +40,7 @@ class EstimateDescription:
     orientation: str
     sfreq: float
     filter_delay_ms: float
+    more: Mapping[str, str] = field(default_factory=dict)
 
 
 class EstimateOutlets:
@@ -146,32 +151,15 @@ def describe_streams(
 ) -> tuple[StreamDescription, StreamDescription, StreamDescription]:
     """Descriptions of the estimate stream, its companion and the summary."""
     common = {
-        "engine/name": "rt_mmdf",
-        "engine/version": rt_mmdf.__version__,
-        "head/name": sources.head,
-        "head/fingerprint": sources.fingerprint,
-        "head/frame": sources.frame,
-        "head/n_sources_lh": str(len(sources.vertices[0])),
-        "head/n_sources_rh": str(len(sources.vertices[1])),
-        "estimate/solver": description.solver,
-        "estimate/unit": description.unit or "dimensionless",
-        "estimate/orientation": description.orientation,
-        "estimate/channel_names": "hemisphere-vertex",
+        **describe_engine(sources, description),
         "estimate/sfreq_before_reduction": f"{description.sfreq:.10g}",
         "estimate/decimation": str(settings.decimation),
         "estimate/reduction": settings.reduction.value if settings.decimation > 1 else "none",
-        "estimate/invalid": "NaN",
-        "filter/delay_ms": f"{description.filter_delay_ms:.6g}",
-        "filter/delay_is_in_stamps": "no",
-        "flags": ", ".join(f"{flag.name}={flag.value}" for flag in Flag),
         "streams/companion": f"{name}-companion",
         "streams/strongest": f"{name}-strongest",
+        **description.more,
     }
-    metres = (sources.positions_mm * 1e-3).tolist()
-    channels = tuple(
-        ChannelDescription(own, "source", description.unit, (x, y, z))
-        for own, (x, y, z) in zip(sources.names, metres, strict=True)
-    )
+    channels = describe_sources(sources, description.unit)
     rate = description.sfreq / settings.decimation
     stamp_units = {"hop": "", "index": "", "flags": ""}
     companion = tuple(ChannelDescription(c, "companion", stamp_units.get(c, "s")) for c in COMPANION_COLUMNS)
@@ -188,4 +176,33 @@ def describe_streams(
         StreamDescription(
             f"{name}-strongest", "SourceSummary", f"{name}-strongest", 0.0, "float32", summary, common | apart
         ),
+    )
+
+
+def describe_engine(sources: SourceSpaceDescription, description: EstimateDescription) -> dict[str, str]:
+    """Leaves that all streams of estimates have: engine, head, what the numbers are, filters, flags."""
+    return {
+        "engine/name": "rt_mmdf",
+        "engine/version": rt_mmdf.__version__,
+        "head/name": sources.head,
+        "head/fingerprint": sources.fingerprint,
+        "head/frame": sources.frame,
+        "head/n_sources_lh": str(len(sources.vertices[0])),
+        "head/n_sources_rh": str(len(sources.vertices[1])),
+        "estimate/solver": description.solver,
+        "estimate/unit": description.unit or "dimensionless",
+        "estimate/orientation": description.orientation,
+        "estimate/channel_names": "hemisphere-vertex",
+        "estimate/invalid": "NaN",
+        "filter/delay_ms": f"{description.filter_delay_ms:.6g}",
+        "filter/delay_is_in_stamps": "no",
+        "flags": ", ".join(f"{flag.name}={flag.value}" for flag in Flag),
+    }
+
+
+def describe_sources(sources: SourceSpaceDescription, unit: str) -> tuple[ChannelDescription, ...]:
+    """One channel a source."""
+    metres = (sources.positions_mm * 1e-3).tolist()
+    return tuple(
+        ChannelDescription(own, "source", unit, (x, y, z)) for own, (x, y, z) in zip(sources.names, metres, strict=True)
     )

@@ -1,4 +1,60 @@
-"""The engine's health as an LSL stream: one JSON text at a time."""
+"""The engine's health as an LSL stream: one JSON text at a time, about once a second.
+
+``NAME-health``, type ``Health``, one string channel, irregular; stamped with the engine's LSL clock. One object, strict
+JSON in ASCII; a number that is not known is ``null``. Times are seconds on the engine's LSL clock. The keys:
+
+``time``, ``running_s``
+    now; since the session began
+``session``, ``solver``, ``unit``, ``n_sources``, ``n_channels``, ``modalities``, ``head``, ``head_fingerprint``
+    what is imaged, and with what
+``streams``
+    by modality (``eeg``, ``meg``), for each sensor stream ``name``, ``hostname``, ``sfreq`` (nominal, Hz),
+    ``n_channels``; ``received`` (samples), ``rate_hz`` (that arrived since the report before), ``age_s`` (since the
+    newest arrival), ``silent`` (for more than 2 s), ``missing_now`` (samples of the newest hop lack it), ``chunk``
+    (samples of the newest pull), ``queue`` (samples that wait), ``nonfinite`` (samples with NaN), ``reconnected``
+    (times); and, once its clock is known, the fields of `rt_mmdf.alignment.grid.LaneReport`: ``offset`` (s, of the
+    sender's clock), ``offset_uncertainty_ms``, ``drift_ppm``, ``drift_uncertainty_ppm`` (of the sender's clock),
+    ``rate_error_ppm``, ``rate_uncertainty_ppm`` (of the sampling clock), ``jitter_ms``, ``uncertainty_ms``,
+    ``arrival_lag_ms``, ``missing`` (grid samples without it), ``clock_steps``, and ``counts``: ``received``, ``gaps``,
+    ``lost`` (samples in them), ``duplicates``, ``backward``, ``bad_stamps``, ``restarts``. Uncertainties are two
+    standard deviations
+``alignment_uncertainty_ms``
+    of the time between the modalities
+``bad_channels``
+    reason by name; ``not_imaged``: channels that the head lacks
+``hops``, ``skipped_hops``, ``invalid_hops``, ``estimates``
+    since the first estimate: whose time came; not imaged, to catch up; that had nothing to be imaged from; imaged
+``hop_ms``, ``budget_ms``, ``missed_deadlines``, ``longest_miss_run``
+    a hop that is published more than ``budget_ms`` after it could exist has missed its deadline
+``latency_ms``
+    of the last 1000 hops: for each of ``receive``, ``align``, ``preprocess``, ``solve``, ``publish`` (the stages),
+    ``software`` (received to published), ``lateness`` (published less the intended time of the hop: what the budget is
+    about) and ``age`` (published less sensor time): ``p50``, ``p90``, ``p99``, ``p99_9``, ``max``
+``latency_histogram``
+    of ``lateness`` since the start-up: ``edges_ms`` and the ``counts`` between them (one less)
+``filter_delay_ms``, ``look_ahead_ms``, ``device_lag``
+    what physics adds
+``flags``
+    samples with each flag since the start, by name
+``overwritten_samples``, ``operators_waiting``, ``operators_failed``, ``files``, ``cpu_cores``, ``rss_mb``
+    what else may be wrong, and what it costs
+``sensors``
+    null, or ``stream``, ``sfreq``, ``dropped_hops``
+``second``
+    null, or of the second solver: ``solver``, ``unit``, ``hops``, ``estimates``, ``skipped_hops``, ``invalid_hops``,
+    ``missed_deadlines``, ``longest_miss_run``, ``latency_ms``, ``operators_waiting``, ``operators_failed``; as above
+``average``
+    null, or ``events``: by name ``stream``, ``n_trials``, ``n_rejected``, ``rejected`` (by reason), ``bads``,
+    ``newest_event``, ``updates``; ``markers``: ``name`` and ``hostname`` of their stream (null before there was one),
+    ``problem`` (why nothing is heard), ``received``, ``not_averaged`` (no average is locked to them),
+    ``waiting_for_clock``, ``offset`` (s), ``uncertainty_ms``, ``reconnected``; ``resets``, ``dropped_hops``,
+    ``problem`` (why nothing is imaged), ``time``
+``marks``
+    null, or ``stream`` (the name that is listened to), ``listening_to`` (streams), ``received``, ``refused`` (no
+    marks), and the ``newest`` 20: ``stamp`` (clock of the view), ``received``, ``text``, ``command``, ``host``
+``left_out``
+    entries that did not fit into the longest text, if any
+"""
 
 from __future__ import annotations
 

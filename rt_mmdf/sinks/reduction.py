@@ -1,4 +1,4 @@
-"""Fewer samples of an estimate, without hiding what they stand for."""
+"""Fewer samples of an estimate, or of sensors, without hiding what they stand for."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rt_mmdf.core.blocks import Flag, Float32, Float64, SourceEstimate
+from rt_mmdf.core.blocks import Flag, Float32, Float64, SensorBlock, SourceEstimate
 from rt_mmdf.sinks.settings import Reduction
 
 INVALID = np.uint32(Flag.INVALID)
@@ -17,7 +17,7 @@ INVALID = np.uint32(Flag.INVALID)
 class Rows:
     """Samples to publish.
 
-    data : (n_rows, n_sources) float32, NaN where ``flags & Flag.INVALID``
+    data : (n_rows, n_sources or n_channels) float32, NaN where ``flags & Flag.INVALID``
     times : (n_rows,) float64, of the last estimate of each interval
     flags : (n_rows,) uint32, of all estimates of the interval together
     index : (n_rows,) int64, absolute index of the last estimate of the interval
@@ -30,7 +30,8 @@ class Rows:
 
 
 class Reducer:
-    """One row for each `decimation` estimates, at absolute indices ``decimation - 1, 2 * decimation - 1, ...``.
+    """One row for each `decimation` estimates (or samples of sensors), at absolute indices ``decimation - 1``,
+    ``2 * decimation - 1``, and so on.
 
     An interval with an INVALID estimate is INVALID, and so is one of which samples are missing (start, skipped hops), except
     that `latest` needs only the last. What comes out does not depend on how the estimates were cut into hops.
@@ -52,7 +53,7 @@ class Reducer:
         self._sum = np.zeros(self._n_sources)
         self._peak = np.zeros(self._n_sources, dtype=np.float32)
 
-    def __call__(self, estimate: SourceEstimate) -> Rows:
+    def __call__(self, estimate: SourceEstimate | SensorBlock) -> Rows:
         index = np.arange(estimate.first, estimate.first + estimate.n_times)
         if self._decimation == 1:
             return _rows(np.ascontiguousarray(estimate.data.T), estimate.times, estimate.flags, index)

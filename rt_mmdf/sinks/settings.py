@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
@@ -31,6 +32,15 @@ class EstimateStreamSettings(Settings):
     """Least distance between two of them."""
 
 
+class SensorStreamSettings(Settings):
+    """The section ``[output.sensors]``: the cleaned sensors as a stream, for displays. Not published without it."""
+
+    max_hz: float = Field(default=250.0, gt=0)
+    """Highest rate: one sample is published for as many as that takes. 366 channels at 250 Hz are 0.4 MB/s."""
+    reduction: Literal["latest", "peak"] = "latest"
+    """Of those: the `latest`, which the low-pass must allow, or the `peak`: of largest magnitude, with its sign."""
+
+
 class FileSettings(Settings):
     """The section ``[output.files]``: MNE source estimates on disk."""
 
@@ -44,4 +54,8 @@ class OutputSettings(Settings):
     """The section ``[output]``."""
 
     estimates: EstimateStreamSettings = EstimateStreamSettings()
+    """Of both solvers, where there are two."""
+    sensors: SensorStreamSettings | None = None
+    marks: bool = True
+    """Listen to operator marks (see `rt_mmdf.sinks.marks`)."""
     files: FileSettings | None = None

@@ -22,6 +22,10 @@ class Solver(Protocol):
         """Unit of the output: "A m", or "" for standardised maps."""
         ...
 
+    def reset(self) -> None:
+        """Forget what was kept of earlier samples, if anything was."""
+        ...
+
     def __call__(self, window: Float32, n_new: int) -> Float32:
         """Image the newest samples of a window.
 

@@ -107,6 +107,9 @@ class LinearSolver:
         """(n_orientations, n_sources, n_channels), what is multiplied with whitened sensors."""
         return self._matrix.T.reshape(self._n_orientations, self._n_sources, self.n_channels)
 
+    def reset(self) -> None:
+        """Nothing carries over: any number of threads may call one solver."""
+
     def __call__(self, window: Float32, n_new: int) -> Float32:
         """Image the newest samples of a window; see `rt_mmdf.solvers.interface.Solver`."""
         samples = window[:, window.shape[1] - n_new :].T

@@ -168,6 +168,39 @@ def test_markers(dtype: str, sent: Any, texts: list[str]) -> None:
     assert receiver.events.take_all() == [Marker(1.5, texts[0], now), Marker(2.5, texts[1], now)]
 
 
+def test_markers_may_come_later_and_an_ambiguous_stream_is_not_guessed() -> None:
+    transport = MemoryTransport()
+    wanted = StreamSettings(name="m", resolve_timeout_s=0.0)
+    with pytest.raises(StreamNotFound):
+        MarkerReceiver(transport, wanted, "markers")
+    receiver = MarkerReceiver(transport, wanted, "markers", patient=True)
+    assert receiver.description is None
+    assert "no stream with name 'm'" in receiver.problem
+    stream = StreamDescription("m", "Markers", "", 0.0, "string", (ChannelDescription("m"),), {})
+    outlets = [transport.machine(host).outlet(stream) for host in ("one", "two")]
+
+    def step(later_s: float) -> list[str]:
+        transport.clock.advance(later_s)
+        receiver.step()
+        return [event.text for event in receiver.events.take_all()]
+
+    assert step(3.0) == []
+    assert "2 streams with name 'm'" in receiver.problem
+    outlets[0].close()
+    assert step(3.0) == []  # heard from now on
+    assert (receiver.problem, receiver.description.hostname) == ("", "two")
+    outlets[1].push(["x" * 5000], 1.0)
+    assert step(0.1) == ["x" * 4096]
+    outlets[1].close()
+    outlets.append(transport.machine("three").outlet(stream))
+    assert step(11.0) == []
+    outlets[2].push(["back"], 2.0)
+    assert step(0.1) == ["back"]
+    assert (receiver.n_reconnected, receiver.description.hostname) == (1, "three")
+    receiver.close()
+    assert not outlets[2].has_consumers()
+
+
 def test_the_clock_watch_hands_on_each_measurement_once_and_follows_a_new_outlet() -> None:
     transport = MemoryTransport()
     assert isinstance(transport.clock, ManualClock)

@@ -21,7 +21,7 @@ from rt_mmdf.core.channels import Modality
 from rt_mmdf.headmodel.head import HeadModel
 from rt_mmdf.headmodel.subject import build_subject
 from rt_mmdf.headmodel.whitener import imaging_info
-from rt_mmdf.lsl.interface import StreamDescription
+from rt_mmdf.lsl.interface import ChannelDescription, StreamDescription
 from rt_mmdf.lsl.memory import ManualClock, MemoryTransport
 
 
@@ -145,12 +145,22 @@ class Lab:
     def __init__(self) -> None:
         self.clock = ManualClock(2000.0)
         self.transport = MemoryTransport(self.clock, uncertainty_s=1e-5)
-        self._sending: list[tuple[Any, np.ndarray, np.ndarray]] = []
+        self.looks: list[Callable[[float], None]] = []  # called after each step with the seconds since the begin
+        self._sending: list[tuple[Any, np.ndarray, np.ndarray, Callable[[np.ndarray], np.ndarray]]] = []
 
     def publish(self, description: StreamDescription, data: np.ndarray, sfreq: float | None = None) -> None:
         """Send (n_times, n_channels) from the moment of `image` on, truly at `sfreq`."""
         times = 0.3 + np.arange(len(data)) / (sfreq or description.sfreq)
-        self._sending.append((self.transport.outlet(description), data, times))
+        self._sending.append((self.transport.outlet(description), data, times, lambda true: true))
+
+    def publish_events(self, name: str, events: list[tuple[float, str]], machine: MemoryTransport | None = None) -> None:
+        """Send texts at these times from the moment of `image` on, stamped by the clock of that machine."""
+        machine = machine or self.transport
+        outlet = machine.outlet(StreamDescription(name, "Markers", name, 0.0, "string", (ChannelDescription("m"),), {}))
+        at = getattr(machine.clock, "at", lambda time: time)
+        texts = np.array([text for _, text in events], dtype=object)
+        times = np.array([time for time, _ in events])
+        self._sending.append((outlet, texts, times, lambda true: np.array([at(time) for time in true])))
 
     def session(self, content: dict[str, Any], **given: Any) -> Session:
         return Session(SessionSettings.model_validate(content), self.transport, **given)
@@ -162,18 +172,32 @@ class Lab:
         self.run(session)
         return session, estimates
 
+    @staticmethod
+    def pump_optional(session: Session) -> None:
+        """What the workers of the optional streams do, without the threads."""
+        optional = session.optional
+        if optional.average is not None:
+            optional.average.receiver.step()
+            optional.average.measure_clock()
+        if optional.second is not None:
+            optional.second.operators.step(0.0)
+            optional.second.step(0.0)
+        for part in (optional.sensors, optional.average, optional.marks):
+            if part is not None:
+                part.step()
+
     def run(self, session: Session) -> None:
         """Send everything that was published, and stop the session."""
         try:
             for key in session.imaging.keys_in_advance():
-                session._offer_operator(key)
+                session.operators.offer(key)
             began, sent = self.clock.now(), [0] * len(self._sending)
-            for step in range(1, 1 + round(50 * max(times[-1] + 0.05 for _, _, times in self._sending))):
+            for step in range(1, 1 + round(50 * max(times[-1] + 0.05 for _, _, times, _ in self._sending))):
                 now = self.clock.move_to(began + step / 50)
-                for i, (outlet, data, times) in enumerate(self._sending):
+                for i, (outlet, data, times, stamps) in enumerate(self._sending):
                     stop = int(np.searchsorted(began + times, now))
                     if stop > sent[i]:
-                        outlet.push(data[sent[i] : stop], began + times[sent[i] : stop])
+                        outlet.push(data[sent[i] : stop], stamps(began + times[sent[i] : stop]))
                         sent[i] = stop
                 for receiver in session.intake.receivers.values():
                     receiver.step()
@@ -181,6 +205,9 @@ class Lab:
                     for _ in session.intake.receivers:
                         session.intake.watch.step()
                 session._pump()
+                self.pump_optional(session)
+                for look in self.looks:
+                    look(step / 50)
         finally:
             session.stop()
 

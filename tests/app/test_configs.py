@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from rt_mmdf.acquisition.replay import ReplaySettings
-from rt_mmdf.app.settings import SessionSettings
+from rt_mmdf.app.settings import AverageSettings, SessionSettings
 from rt_mmdf.core.channels import Modality
 from rt_mmdf.core.settings import load_settings, validate_settings
+from rt_mmdf.sinks.settings import FileSettings, SensorStreamSettings
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted(path for path in CONFIGS.glob("*.toml") if not path.name.startswith("train_"))  # those: tests/training
@@ -24,7 +25,7 @@ def kind_of(path: Path) -> type[ReplaySettings] | type[SessionSettings]:
 
 def with_comments(path: Path) -> dict[str, Any]:
     """The file with every key and section that is commented out taken in."""
-    text = re.sub(r"^# ?(\w+ = |\"[\w ]+\" = |\[[a-z.]+\])", r"\1", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    text = re.sub(r"^# ?(\w+ = |\"[\w ]+\" = |\[[a-z_.]+\])", r"\1", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
     return tomllib.loads(text)
 
 
@@ -40,7 +41,7 @@ def test_it_is_valid_and_so_is_what_is_commented_out(path: Path) -> None:
 
 
 def test_there_is_one_for_each_use() -> None:
-    assert {path.name for path in FILES} >= {"monitor.toml", "sample.toml", "replay_two_devices.toml"}
+    assert {path.name for path in FILES} >= {"monitor.toml", "sample.toml", "sample_average.toml", "replay_two_devices.toml"}
 
 
 def test_the_commented_example_has_every_key_with_its_default() -> None:
@@ -51,11 +52,18 @@ def test_the_commented_example_has_every_key_with_its_default() -> None:
         found = set()
         for key, value in content.items():
             found.add(f"{at}{key}")
-            if isinstance(value, dict) and key not in ("rename", "types"):
+            if isinstance(value, dict) and key not in ("rename", "types", "events", "reject", "markers"):
                 found |= keys(value, f"{at}{key}.")
         return found
 
-    filled = plain.model_copy(update={"output": plain.output.model_copy(update={"files": {"prefix": 0, "segment_s": 0}})})
+    sections = {"files": FileSettings, "sensors": SensorStreamSettings}
+    output = {name: dict.fromkeys(kind.model_fields, 0) for name, kind in sections.items()}
+    update = {
+        "output": plain.output.model_copy(update=output),
+        "second_solver": {"method": 0},  # its keys are those of [solver]
+        "average": dict.fromkeys(AverageSettings.model_fields, 0),
+    }
+    filled = plain.model_copy(update=update)
     known = {key for key in keys(filled.model_dump(mode="json", warnings=False)) if not key.startswith("acquisition.meg.")}
     assert keys(with_comments(CONFIGS / "monitor.toml")) - {"acquisition.meg.name"} == known
 

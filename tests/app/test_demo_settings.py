@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from rt_mmdf.app.demo import DemoSettings
+from rt_mmdf.app.demo import DemoSettings, _material
 from rt_mmdf.core.errors import ConfigurationError
 from rt_mmdf.core.settings import validate_settings
+from rt_mmdf.sinks.settings import SensorStreamSettings
 from rt_mmdf.solvers import artefact
 
 
@@ -25,3 +26,10 @@ def test_the_best_model_is_used_where_it_is_at_hand(monkeypatch: pytest.MonkeyPa
 def test_one_solver_is_asked_for() -> None:
     with pytest.raises(ConfigurationError, match="one of them is expected"):
         validate_settings({"model": "mmdf", "method": "MNE"}, DemoSettings, where="demo")
+
+
+def test_what_a_window_shows_is_published_where_one_is_wanted(small_recording: Path) -> None:
+    for view, sensors in ((True, SensorStreamSettings()), (False, None)):
+        settings = DemoSettings(recording=small_recording, method="dSPM", view=view)
+        _, _, config = _material(settings, "demo", lambda what, fraction: None)
+        assert config.output.sensors == sensors

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from rt_mmdf.app import doctor
-from rt_mmdf.app.doctor import Verdict, examine, lsl_loopback
+from rt_mmdf.app.doctor import Verdict, examine, lsl_loopback, window_and_opengl
 from rt_mmdf.core.blocks import Float64
 from rt_mmdf.lsl.interface import Inlet, StreamDescription
 from rt_mmdf.lsl.memory import ManualClock, MemoryTransport
@@ -71,6 +71,51 @@ def test_a_cache_that_cannot_be_written_is_noted(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("RT_MMDF_CACHE", str(tmp_path / "file"))
     assert cache().verdict is Verdict.NOTE
     assert "RT_MMDF_CACHE" in cache().seen
+
+
+def pretend(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """A display, and an interpreter that does this instead of trying a window."""
+    python = folder / "python"
+    python.write_text(f"#!/bin/sh\n{script}\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(doctor.sys, "executable", str(python))
+    monkeypatch.setenv("DISPLAY", ":77")
+
+
+def test_a_window_is_tried_in_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(tmp_path, monkeypatch, """echo 'noise'; echo '{"platform": "xcb", "renderer": "llvmpipe, OpenGL 4.5"}'""")
+    finding = window_and_opengl()
+    assert finding.verdict is Verdict.OK
+    assert finding.seen == "a window can be opened (xcb); llvmpipe, OpenGL 4.5"
+
+
+def test_a_window_without_opengl_is_a_flat_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(tmp_path, monkeypatch, """echo '{"platform": "xcb", "problem": "OpenGL 1.4 only"}'""")
+    finding = window_and_opengl()
+    assert finding.verdict is Verdict.NOTE
+    assert "flat pictures in them: OpenGL 1.4 only. Debian: apt-get install libgl1" in finding.seen
+
+
+def test_a_driver_that_crashes_does_not_take_doctor_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    qt = "qt.qpa.plugin: From 6.5.0, xcb-cursor0 or libxcb-cursor0 is needed to load the Qt xcb platform plugin."
+    pretend(tmp_path, monkeypatch, f"echo '{qt}' >&2; kill -ABRT $$")
+    finding = window_and_opengl()
+    assert finding.verdict is Verdict.NOTE
+    assert "no window can be opened; imaging does not need one: " + qt in finding.seen
+    assert "code -6" in finding.seen
+    assert "libxcb-cursor0 libxcb-icccm4" in finding.seen
+    monkeypatch.setattr(doctor, "PROBE_LIMIT_S", 0.2)
+    pretend(tmp_path, monkeypatch, "exec sleep 60")
+    assert "could not be tried" in window_and_opengl().seen
+
+
+def test_without_a_display_there_is_the_network_and_xvfb(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.sys, "platform", "linux")
+    for variable in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(variable, raising=False)
+    finding = window_and_opengl()
+    assert finding.verdict is Verdict.NOTE
+    assert "xvfb-run -a rt-mmdf view --headless" in finding.seen
 
 
 def test_a_gpu_driver_is_asked_and_believed_only_when_it_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

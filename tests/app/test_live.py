@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,11 +24,12 @@ from rt_mmdf.app.session import Session
 from rt_mmdf.app.settings import SessionSettings
 from rt_mmdf.core.blocks import Flag, SourceEstimate
 from rt_mmdf.core.channels import Modality
-from rt_mmdf.lsl.interface import Inlet
+from rt_mmdf.lsl.interface import ChannelDescription, Inlet, StreamDescription
 from rt_mmdf.lsl.network import NetworkTransport
 from rt_mmdf.preprocessing.filters import CausalFilter
 from rt_mmdf.runtime.mailbox import Signal
 from rt_mmdf.sinks.estimates import COMPANION_COLUMNS
+from rt_mmdf.sinks.marks import MarksOutlet
 
 pytestmark = [pytest.mark.lsl, pytest.mark.slow]
 
@@ -210,6 +212,81 @@ def test_a_stranger_hears_what_was_imaged(
     assert set(texts[-1]) == set(status)
     assert texts[-1]["streams"]["eeg"]["counts"]["lost"] == 0
     assert texts[-1]["estimates"] <= len(estimates)
+
+
+def test_what_is_published_on_request_is_heard_and_ends_with_the_session(
+    prefix: str, small_recording: Path, small_content: Callable[..., dict[str, Any]]
+) -> None:
+    transport = NetworkTransport()
+    content = small_content(prefix) | {
+        "second_solver": {"method": "MNE"},
+        "average": {"markers": {"name": f"{prefix}-stimuli"}, "events": {"e": [1]}, "tmax_s": 0.2, "update_s": 0},
+        "output": {"sensors": {"max_hz": 125.0}},
+    }
+    threads = set(threading.enumerate())
+    heard: dict[str, tuple[list[np.ndarray], list[np.ndarray]]] = {}
+    markers = StreamDescription(f"{prefix}-stimuli", "Markers", prefix, 0.0, "int32", (ChannelDescription("m"),), {})
+    sent: list[float] = []
+
+    def listen() -> None:
+        session.check()
+        for end, inlet in inlets.items():
+            data, stamps = inlet.pull(0.0)
+            if len(stamps):
+                heard.setdefault(end, ([], []))[0].append(data)
+                heard[end][1].append(stamps)
+        now = transport.clock.now()
+        if stimuli is not None and (not sent or now > sent[-1] + 0.4):
+            sent.append(now)
+            stimuli.push(np.array([[1]]), now)
+
+    def n_trials() -> int:
+        return int(session.optional.status()["average"]["events"]["e"]["n_trials"])
+
+    stimuli = None
+    with running("replay", small_recording, "--prefix", prefix, "--loop", "inf", "--no-markers"):
+        session = Session(SessionSettings.model_validate(content), transport)
+        inlets: dict[str, Inlet] = {}
+        for end in ("sources", "second", "second-companion", "sensors", "average-e", "average-e-companion"):
+            (found,) = transport.resolve(name=f"{prefix}-{end}", timeout_s=10.0)
+            inlets[end] = transport.inlet(found)
+        with session, MarksOutlet(transport, f"{prefix}-marks") as marks:
+            stimuli = transport.outlet(markers)  # begins after the session has
+            wait_until("three trials", lambda: n_trials() >= 3, listen)
+            wait_until("marks are heard", lambda: session.optional.status()["marks"]["listening_to"] == 1, listen)
+            marks.publish("averages anew", command="reset-average")
+            wait_until("the averages begin anew", lambda: session.optional.status()["average"]["resets"] == 1, listen)
+            wait_until("two trials more", lambda: n_trials() >= 2, listen)
+            status = session.status()
+        for inlet in inlets.values():
+            inlet.close()
+        stimuli.close()
+    wait_until("the session's threads end", lambda: set(threading.enumerate()) <= threads)
+    joined = {end: tuple(np.concatenate(parts) for parts in both) for end, both in heard.items()}
+    both, at, of_second = np.intersect1d(joined["sources"][1], joined["second"][1], return_indices=True)
+    assert len(both) > 500
+    one, two = joined["sources"][0][at], joined["second"][0][of_second]
+    finite = np.isfinite(one).all(axis=1) & np.isfinite(two).all(axis=1)
+    assert finite.sum() > 400
+    # MNE and dSPM differ by one factor per source
+    factor = (one[finite] * two[finite]).sum(axis=0) / (two[finite] ** 2).sum(axis=0)
+    np.testing.assert_allclose(one[finite], two[finite] * factor, atol=1e-4 * np.abs(one[finite]).max())
+    assert joined["sensors"][0].shape[1] == 366
+    assert np.diff(joined["sensors"][1]) == pytest.approx(1 / 125, rel=0.01)
+    rows, stamps = joined["average-e-companion"]
+    trials = rows[rows[:, 1] == 0, 3]
+    assert (np.diff(trials) <= 1).all()
+    assert 0 in trials
+    data, data_stamps = joined["average-e"]
+    for stamp in np.unique(stamps):
+        update, own = rows[stamps == stamp], data[data_stamps == stamp]
+        assert len(update) == 76
+        assert len(own) in (0, 76)  # the last one may have been on its way when we closed
+        assert np.isfinite(own).all() == bool(update[0, 3]) or not len(own)
+    assert status["second"]["skipped_hops"] <= status["second"]["hops"] / 2
+    assert status["average"]["markers"]["uncertainty_ms"] < 5.0
+    # the newest event is one that was sent, and on this machine all clocks are one
+    assert np.abs(np.array(sent) - status["average"]["events"]["e"]["newest_event"]).min() < 5e-3
 
 
 REPORT = {

@@ -218,7 +218,7 @@ def test_a_window_is_never_shorter_than_the_model_asks_for(
     lengths = {}
     for window_ms in (None, 50.0, 400.0):
         session = lab.session(content | ({} if window_ms is None else {"window_ms": window_ms}))
-        lengths[window_ms] = session.engine.chain._window.length
+        lengths[window_ms] = session.engine.chain.imager.window_length
         session.stop()
     assert lengths[None] == 19 * 2 + round(0.001 * content.get("hop_ms", 10.0) * SFREQ)  # 20 columns, each second sample
     assert lengths[50.0] == lengths[None]
@@ -239,8 +239,7 @@ def test_the_beamformer_begins_when_it_has_data_and_follows_them(
     def build_at_once() -> None:  # what the worker does, without the thread
         refreshed.append(len(estimates))
         covariances.append(session.imaging.data_cov.covariance()[0])
-        for key in session._wanted.take_all():
-            session._offer_operator(key)
+        session.operators.step(0.0)
 
     want = session.imaging.data_cov.on_refresh
     session.imaging.data_cov.on_refresh = lambda: (want(), build_at_once())
@@ -296,3 +295,70 @@ print("torch" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
     assert done.stdout.strip() == "False", done.stderr
+
+
+def hear(lab: Lab, name: str) -> Any:
+    (found,) = lab.transport.resolve(name=name, timeout_s=0.0)
+    return lab.transport.inlet(found)
+
+
+@pytest.mark.parametrize("kind", ["mmdf", "fusion"])
+def test_a_model_beside_a_classical_inverse_images_what_it_would_alone(
+    kind: str, lab: Lab, content: dict[str, Any], models: Path, sensors: mne.io.BaseRaw
+) -> None:
+    model = {"model": str(models / kind), "refresh_ms": 20}
+    publish(lab, sensors)
+    noise = {"head": {"spacing": "ico3"}}
+    heard = []
+    for given in (
+        {"solver": model, **noise},
+        {"solver": {"method": "sLORETA"}, "second_solver": model, **noise},
+    ):
+        session = lab.session({**content, **given})
+        inlet = hear(lab, "a-second" if "second_solver" in given else "a-sources")
+        lab.run(session)
+        heard.append(inlet.pull(0.0)[0])
+    if kind == "fusion":  # the first solver's noise is not that of the model here: nothing but the solver differs
+        second = session.optional.second
+        assert second.imaging.noise_cov is session.imaging.noise_cov
+        assert np.isfinite(heard[1]).all()
+        assert heard[1].shape == heard[0].shape
+    else:  # a model that knows one noise brings it
+        np.testing.assert_allclose(heard[1], heard[0], rtol=1e-5, atol=1e-6 * np.abs(heard[0]).max())
+
+
+def test_a_second_model_that_knows_another_noise_is_refused(
+    lab: Lab, content: dict[str, Any], models: Path, sensors: mne.io.BaseRaw
+) -> None:
+    content |= {"head": {"spacing": "ico3"}, "second_solver": {"model": str(models / "mmdf")}}
+    content["noise"] = {"file": str(models / "mmdf" / "noise-cov.fif")}
+    publish(lab, sensors)
+    refused(lab, content, ConfigurationError, "tiny-mmdf", "and no other")
+    assert not [stream for stream in lab.transport.resolve(timeout_s=0.0) if stream.name.startswith("a-s")]
+
+
+def test_averages_are_imaged_by_a_network_of_their_own(
+    lab: Lab, content: dict[str, Any], models: Path, sensors: mne.io.BaseRaw
+) -> None:
+    content["preprocessing"]["filters"]["max_settling_s"] = 0.4
+    content["solver"] = {"model": str(models / "fusion"), "refresh_ms": 20}
+    publish(lab, sensors)
+    lab.publish_events("stimuli", [(0.9, "1"), (1.3, "1"), (1.7, "1")])
+    average = {"markers": {"name": "stimuli"}, "events": {"e": [1]}, "tmax_s": 0.2, "max_hz": 125.0, "update_s": 0}
+    plain, _ = joined(lab.image(content)[1])
+    estimates: list[SourceEstimate] = []
+    session = lab.session({**content, "average": average}, on_estimate=estimates.append)
+    inlet = hear(lab, "a-average-e")
+    lab.run(session)
+    np.testing.assert_array_equal(joined(estimates)[0], plain)  # what is imaged live knows nothing of it
+    got, stamps = inlet.pull(0.0)
+    got = got[stamps == stamps[-1]]
+    averages = session.optional.average._averages
+    own = averages.average("e")
+    assert own.n_trials == 3
+    operator = session.imaging.build(session.imaging.full_key())
+    whitened = np.sqrt(3) * (operator.whitener.matrix @ own.data)
+    expected = operator.solver(np.asfortranarray(whitened, dtype=np.float32), whitened.shape[1]) / np.sqrt(3)
+    shown = np.flatnonzero(np.rint(averages.latencies * SFREQ) % 2 == 0)
+    assert len(got) == len(shown) == 38
+    np.testing.assert_allclose(got.T, expected[:, shown], rtol=1e-4, atol=1e-5 * np.abs(expected).max())

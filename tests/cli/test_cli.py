@@ -28,7 +28,7 @@ from rt_mmdf.lsl.interface import ChannelDescription, StreamDescription
 from rt_mmdf.lsl.memory import ManualClock, MemoryTransport
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-COMMANDS = ["replay", "head", "streams", "doctor"]
+COMMANDS = ["view", "replay", "head", "streams", "doctor"]
 RUNNER = CliRunner(env={"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"})
 
 
@@ -74,7 +74,16 @@ def test_help_is_a_table_of_contents_and_does_not_wait_for_libraries() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    [["replay"], ["head"], ["head", "template"], ["head", "subject"], ["head", "forward"], ["streams"], ["doctor"]],
+    [
+        ["view"],
+        ["replay"],
+        ["head"],
+        ["head", "template"],
+        ["head", "subject"],
+        ["head", "forward"],
+        ["streams"],
+        ["doctor"],
+    ],
 )
 def test_every_command_explains_itself(command: list[str]) -> None:
     result = RUNNER.invoke(app, [*command, "--help"])

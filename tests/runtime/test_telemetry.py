@@ -110,8 +110,26 @@ def test_recent_speaks_of_the_last_hops_only() -> None:
     assert recorder.summary().latency_ms["lateness"]["p50"] == pytest.approx(50.0, rel=0.006)
 
 
+@given(late_ms=st.lists(st.floats(-5, 2e4), min_size=1, max_size=60))
+def test_the_histogram_to_draw_counts_every_hop_in_its_bin(late_ms: list[float]) -> None:
+    recorder = LatencyRecorder(1.0)
+    for hop, late in enumerate(late_ms):
+        recorder.record(hop, stamps(hop * ms, late * ms))
+    drawn = recorder.histogram("lateness")
+    edges, counts = np.array(drawn["edges_ms"]), np.array(drawn["counts"])
+    assert len(edges) == len(counts) + 1
+    assert counts.sum() == len(late_ms)
+    assert counts[0] > 0
+    assert counts[-1] > 0
+    values = np.clip(late_ms, edges[0] * 1.001, edges[-1] * 0.999)
+    for tolerance in (0.98, 1.02):  # the bins that are added up are 1 % wide
+        cumulated = np.searchsorted(np.sort(values), edges[1:-1] * tolerance)
+        assert ((np.cumsum(counts)[:-1] - cumulated) * (1 - tolerance) >= 0).all()
+
+
 def test_without_hops_there_is_no_latency() -> None:
     recorder = LatencyRecorder(1.0)
+    assert recorder.histogram("lateness") == {"edges_ms": [], "counts": []}
     assert recorder.summary().hops == 0
     assert np.isnan(recorder.summary().latency_ms["age"]["p99"])
     assert np.isnan(recorder.recent()["age"]["max"])

@@ -11,18 +11,9 @@ from matplotlib.image import imread
 
 from rt_mmdf.core.errors import SinkError
 from rt_mmdf.headmodel.head import Hemisphere
-from rt_mmdf.sinks.figure import (
-    MARK,
-    STAR,
-    ColourRamp,
-    CorticalSurface,
-    draw_hemisphere,
-    rasterise,
-    save_figure,
-    source_map,
-    spread_matrix,
-    surface_of,
-)
+from rt_mmdf.headmodel.surface import CorticalSurface, rasterise, spread_matrix, surface_of
+from rt_mmdf.sinks.colours import ColourRamp
+from rt_mmdf.sinks.figure import MARK, STAR, draw_hemisphere, save_figure, source_map
 
 
 def sphere(n_lat: int = 16, n_lon: int = 24) -> tuple[np.ndarray, np.ndarray]:

@@ -3,6 +3,7 @@
     python tools/bench/engine.py                      # 366 channels, 1 kHz, blocks of 10, 5124 sources, every sample imaged
     python tools/bench/engine.py --against streamlsl  # beside a loop of mne-lsl's StreamLSL and mne's apply_inverse_raw
     python tools/bench/engine.py --against bare       # beside two inlets, sosfilt, one matrix product and a push
+    python tools/bench/engine.py --against optional   # beside itself with sensors, a second solver and averages
 
 A replay process publishes; what is measured runs in processes of its own, one after the other and again, on the same
 streams, so that whatever else the machine does disturbs them alike. The push of a sample is what the replay logged, on the
@@ -47,20 +48,27 @@ def write_recording(path: Path) -> None:
     mne.io.RawArray(data, recorded, verbose="ERROR").save(path, overwrite=True, verbose="ERROR")
 
 
-def run_engine(prefix: str, seconds: float, out: Path) -> None:
-    """The product."""
+def run_engine(prefix: str, seconds: float, out: Path, optional: dict[str, object] | None = None) -> None:
+    """The product; with `optional` sections an event a second comes."""
     from rt_mmdf.app.session import Session
     from rt_mmdf.app.settings import SessionSettings
     from rt_mmdf.core.channels import Modality
+    from rt_mmdf.lsl.interface import ChannelDescription, StreamDescription
     from rt_mmdf.lsl.network import NetworkTransport
     from rt_mmdf.runtime.mailbox import Signal
 
+    transport = NetworkTransport()
+    markers = None
+    if optional is not None:
+        name = f"{prefix}-stimuli"
+        markers = transport.outlet(StreamDescription(name, "Markers", name, 0.0, "string", (ChannelDescription("m"),), {}))
     settings = SessionSettings.model_validate(
         {
             "name": f"{prefix}-engine",
             "acquisition": {m: {"name": f"{prefix}-{m.upper()}", "resolve_timeout_s": 30.0} for m in MODALITIES},
             "hop_ms": HOP_MS,
             "preprocessing": {"filters": {"band_pass": {"low_hz": BAND[0], "high_hz": BAND[1]}}},
+            **(optional or {}),
         }
     )
     last, published, memory = [], [], []
@@ -70,14 +78,17 @@ def run_engine(prefix: str, seconds: float, out: Path) -> None:
         last.append(estimate.times[-1])  # type: ignore[attr-defined]
         published.append(estimate.stamps.published)  # type: ignore[attr-defined]
 
-    session = Session(settings, NetworkTransport(), on_estimate=note)
+    session = Session(settings, transport, on_estimate=note)
     with session:
         while session.seconds_running < seconds + WARM_UP_S:
             pause.wait(1.0)
             session.check()
+            if markers is not None:
+                markers.push(["1"], transport.clock.now())
             memory.append((session.seconds_running, process.memory_info().rss / 2**20))
         ahead = [session.intake.aligner.look_ahead_samples(Modality(m)) for m in MODALITIES]
     card = session.scorecard().as_dict()
+    status = session.status()
     np.savez(
         out,
         last=np.array(last),
@@ -86,7 +97,15 @@ def run_engine(prefix: str, seconds: float, out: Path) -> None:
         memory=np.array(memory),
         stages=json.dumps(card["latency_by_stage_ms"]),
         counts=json.dumps({k: card[k] for k in ("hops", "skipped_hops", "missed_deadlines", "lost_samples", "cpu_cores")}),
+        optional=json.dumps({k: status[k] for k in ("sensors", "second", "average")}, default=str),
     )
+
+
+def run_optional(prefix: str, seconds: float, out: Path) -> None:
+    """The product with all that it publishes on request: another solver for every sample, averages one a second."""
+    average = {"markers": {"name": f"{prefix}-stimuli"}, "events": {"all": ["1"]}}
+    sections = {"second_solver": {"method": "MNE"}, "average": average, "output": {"sensors": {}}}
+    run_engine(prefix, seconds, out, sections)
 
 
 def kernel() -> tuple[np.ndarray, object, object]:
@@ -182,7 +201,8 @@ def run_streamlsl(prefix: str, seconds: float, out: Path) -> None:
     np.savez(out, last=np.array(last), published=np.array(published))
 
 
-ROLES = {"engine": run_engine, "bare": run_bare, "streamlsl": run_streamlsl}
+ROLES = {"engine": run_engine, "bare": run_bare, "streamlsl": run_streamlsl, "optional": run_optional}
+PRODUCT = ("engine", "optional")
 
 
 def latencies_ms(role: str, arrays: dict[str, np.ndarray], log: dict, pushes: dict[str, np.ndarray]) -> np.ndarray:
@@ -191,7 +211,7 @@ def latencies_ms(role: str, arrays: dict[str, np.ndarray], log: dict, pushes: di
     pushed = np.zeros(len(published))
     for column, m in enumerate(MODALITIES):
         stamp_0 = log["streams"][m]["stamp_0"]
-        if role == "engine":
+        if role in PRODUCT:
             needed = np.floor((arrays["last"] - stamp_0) * SFREQ + 1e-3).astype(int) + int(arrays["ahead"][column])
         else:
             needed = np.rint((arrays["last"][:, column] - stamp_0) * SFREQ).astype(int)
@@ -245,17 +265,19 @@ def measure(roles: list[str], seconds: float, rounds: int) -> dict[str, dict]:
         all_ms = np.concatenate([latencies_ms(role, run, log, pushes) for run in runs])
         quantiles = {f"p{q:g}_ms": float(np.percentile(all_ms, q)) for q in (50, 90, 99, 99.9)}
         result[role] = {"n_hops": len(all_ms), **quantiles, "max_ms": float(all_ms.max())}
-        if role == "engine":
+        if role in PRODUCT:
             memory = np.vstack([run["memory"][run["memory"][:, 0] > WARM_UP_S] for run in runs])
             slopes = [np.polyfit(*run["memory"][run["memory"][:, 0] > WARM_UP_S].T, 1)[0] * 60 for run in runs]
             result[role] |= {"rss_mb": float(memory[:, 1].max()), "rss_growth_mb_per_min": float(np.median(slopes))}
             result[role] |= json.loads(str(runs[-1]["counts"])) | {"stages_ms": json.loads(str(runs[-1]["stages"]))}
+            result[role]["late_20_ms"] = [int((latencies_ms(role, run, log, pushes) > 20).sum()) for run in runs]
+            result[role]["optional"] = json.loads(str(runs[-1]["optional"]))
     return result
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--against", choices=["streamlsl", "bare"])
+    parser.add_argument("--against", choices=["streamlsl", "bare", "optional"])
     parser.add_argument("--seconds", type=float, default=20.0, help="of each round")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--report", type=Path, help="add the line to this file")

@@ -1,0 +1,198 @@
+"""The window's pictures for the README, in tools/figures/view-*.png: dSPM of simulated bursts on the template head.
+
+    xvfb-run -s "-screen 0 1280x720x24" python tools/figures/view.py
+
+Everything goes through the streams that an engine publishes and a view reads, in memory and on a clock that is moved by
+hand, so that the pictures do not depend on how busy the machine is. The estimates are real ones of simulated sensors;
+latencies and what the health panel says of clocks are invented, and while MEG is told to be missing the estimate is still
+that of both.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import mne
+import numpy as np
+from PySide6.QtWidgets import QApplication
+
+from rt_mmdf.core.blocks import Flag, SensorBlock, SourceEstimate, StageStamps
+from rt_mmdf.core.channels import Modality
+from rt_mmdf.headmodel.template import build_template
+from rt_mmdf.lsl.memory import ManualClock, MemoryTransport
+from rt_mmdf.sinks.estimates import EstimateDescription, EstimateOutlets
+from rt_mmdf.sinks.health import HealthOutlet
+from rt_mmdf.sinks.sensors import SensorOutlet
+from rt_mmdf.sinks.settings import EstimateStreamSettings, SensorStreamSettings
+from rt_mmdf.sinks.sources import SourceSpaceDescription
+from rt_mmdf.view.feed import Feed
+from rt_mmdf.view.preferences import PreferencesStore
+from rt_mmdf.view.run import application
+from rt_mmdf.view.settings import ViewSettings
+from rt_mmdf.view.window import ViewWindow
+
+OUT = Path(__file__).parent
+SFREQ, HOP, SECONDS = 250.0, 5, 30.0
+PLACES_MM = ((-42, -22, 52), (50, -22, 8))  # left somatosensory, right auditory cortex
+BAD = "EEG017"
+
+
+class Laboratory:
+    """Sensors and two solvers' estimates of them, published hop by hop."""
+
+    def __init__(self) -> None:
+        self.head = build_template(spacing="ico4")
+        self.clock = ManualClock(1000.0)
+        self.here = MemoryTransport(self.clock, uncertainty_s=1e-4)
+        self.sensors, self.estimates = self._simulated()
+        head = self.head
+        sources = SourceSpaceDescription(head.name, head.fingerprint, head.vertices, head.source_positions_mm, "MNI305")
+        more = {"engine/session": "demo", "engine/budget_ms": "20"}
+        more |= {f"streams/{kind}": f"demo-{kind}" for kind in ("sensors", "second", "marks")}
+        settings = EstimateStreamSettings()
+        self.outlets = {
+            method: EstimateOutlets(
+                self.here,
+                stream,
+                sources,
+                EstimateDescription(method, "", "fixed, normal to cortex", SFREQ, 30.0, more),
+                settings,
+            )
+            for method, stream in (("dSPM", "demo-sources"), ("sLORETA", "demo-second"))
+        }
+        self.traces = SensorOutlet(self.here, "demo-sensors", head.channels, SFREQ, 30.0, SensorStreamSettings(), more)
+        self.health = HealthOutlet(self.here, "demo-health")
+        self.hop = 0
+
+    def _simulated(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        rng = np.random.default_rng(4)
+        head, n_times = self.head, round(SECONDS * SFREQ)
+        times = np.arange(n_times) / SFREQ
+        field = np.zeros((len(head.ch_names), n_times))
+        for number, place in enumerate(PLACES_MM):
+            source = int(np.linalg.norm(head.source_positions_mm - place, axis=1).argmin())
+            phase = (times + 0.9 * number) % 1.8
+            burst = np.exp(-0.5 * ((phase - 0.9) / 0.12) ** 2) * np.sin(2 * np.pi * 10 * times)
+            field += np.outer(head.leadfield()[:, source], 40e-9 * burst)
+        cov = mne.make_ad_hoc_cov(head.info, verbose="ERROR")
+        noise = rng.standard_normal(field.shape) * np.sqrt(np.asarray(cov["data"]))[:, None] * 0.25
+        raw = mne.io.RawArray(field + noise, head.info.copy(), verbose="ERROR")
+        raw.set_eeg_reference(projection=True, verbose="ERROR")
+        raw.filter(1.0, 40.0, verbose="ERROR")
+        forward = head.fixed_forward
+        operator = mne.minimum_norm.make_inverse_operator(
+            raw.info, forward, cov, fixed=True, depth=None, use_cps=True, verbose="ERROR"
+        )
+        estimates = {
+            method: mne.minimum_norm.apply_inverse_raw(raw, operator, 1 / 9, method, verbose="ERROR").data
+            for method in ("dSPM", "sLORETA")
+        }
+        return raw.get_data().astype(np.float32), {m: e.astype(np.float32) for m, e in estimates.items()}
+
+    def publish(self, missing: bool) -> None:
+        """The next hop; `missing`: without MEG."""
+        at = slice((self.hop * HOP) % self.sensors.shape[1], (self.hop * HOP) % self.sensors.shape[1] + HOP)
+        self.clock.advance(HOP / SFREQ)
+        now = self.clock.now()
+        times = now - np.arange(HOP)[::-1] / SFREQ - 0.03
+        flags = np.full(HOP, int(Flag.MEG_MISSING) if missing else 0, np.uint32)
+        late = 0.004 + 0.003 * float(np.random.default_rng(self.hop).gamma(2.0))
+        stamps = StageStamps(times[-1], now - late, now - 0.003, now - 0.002, now - 0.001, now)
+        data = self.sensors[:, at].copy()
+        if missing:
+            data[self.head.channels.of_modality(Modality.MEG)] = np.nan
+        self.traces.publish(SensorBlock(self.head.channels, data, times, flags, times, self.hop * HOP, frozenset({BAD})))
+        for method, outlets in self.outlets.items():
+            values = np.ascontiguousarray(self.estimates[method][:, at])
+            outlets.publish(SourceEstimate(values, times, flags, self.hop * HOP, self.hop, "", stamps))
+        if self.hop % 50 == 0:
+            self.health.publish(self._report(missing))
+        self.hop += 1
+
+    def _report(self, missing: bool) -> dict[str, object]:
+        clock = {"offset": 0.0121, "drift_ppm": 18.2, "rate_error_ppm": 0.0, "uncertainty_ms": 0.021, "jitter_ms": 0.3}
+        counts = {"lost": 0, "gaps": 0}
+        streams = {
+            name: {"name": f"demo-{name.upper()}", "sfreq": rate, "n_channels": n, "age_s": age, "counts": counts, **clock}
+            for name, rate, n, age in (("eeg", 500.0, 60, 0.012), ("meg", 1000.0, 306, 3.1 if missing else 0.008))
+        }
+        report = {"hops": self.hop, "budget_ms": 20.0, "modalities": ["eeg", "meg"], "streams": streams}
+        return report | {"bad_channels": {BAD: "flat"}, "filter_delay_ms": 30.0, "skipped_hops": 0, "missed_deadlines": 0}
+
+
+def main() -> None:
+    app = application()
+    laboratory = Laboratory()
+    feed = Feed(laboratory.here, find=lambda engine, folder: laboratory.head)
+    with tempfile.TemporaryDirectory() as folder:
+        store = PreferencesStore(Path(folder) / "view.ini")
+        window = ViewWindow(feed, laboratory.here, store, settings=ViewSettings(size=(1280, 720)), remember=False)
+        window._timer.stop()
+        window.show()
+        try:
+            shots(app, laboratory, feed, window)
+        finally:
+            window.end()
+            feed.close()
+
+
+def shots(app: QApplication, laboratory: Laboratory, feed: Feed, window: ViewWindow) -> None:
+    def run(seconds: float, missing: bool = False) -> None:
+        for hop in range(round(seconds * SFREQ / HOP)):
+            laboratory.publish(missing)
+            feed.look()
+            feed.receive()
+            feed.receive_second()
+            feed.attend()
+            if hop % 2:
+                window.refresh(everything=True)
+        app.processEvents()
+
+    def grab(name: str) -> None:
+        window.refresh(everything=True)
+        app.processEvents()
+        window.grab().save(str(OUT / f"view-{name}.png"))
+
+    run(0.4)
+    while window.main.pane is None:
+        run(0.02)
+    run(13.0)
+    window.ask.answered.emit("limits", "5 8 18")
+    window.ask.hide()
+    peak = 0.9 + 1.8 * np.ceil((laboratory.hop * HOP / SFREQ) / 1.8)
+    run(peak - laboratory.hop * HOP / SFREQ)
+    grab("live")
+    window.choose("layout", "split")
+    run(1.8)
+    grab("split")
+    window.choose("layout", "both")
+    window.act("compare")
+    window.act("health")
+    run(1.8)
+    grab("compare")
+    window.act("compare")
+    window.act("sensors")
+    run(3.6, missing=True)
+    grab("missing")
+    window.choose("theme", "light")
+    window.choose("surface", "pial")
+    window.act("camera_left")
+    run(1.8)
+    cortex = window._cortex
+    if cortex is not None:
+        apart = np.linalg.norm(laboratory.head.source_positions_mm - PLACES_MM[0], axis=1)
+        window._pick(int(cortex.source_vertices[int(apart.argmin())]))
+    window.act("mark")
+    window.ask._edit.setText("eyes closed")
+    window.ask._answer()
+    run(1.8)
+    window.act("pause")
+    grab("paused")
+    window.help.show()
+    app.processEvents()
+    window.help.grab().save(str(OUT / "view-keys.png"))
+
+
+if __name__ == "__main__":
+    main()
