@@ -173,6 +173,8 @@ class ColourScale:
         start = -self.high if self.signed else 0.0
         rgb, opacity = self._ramp.colours(np.linspace(start, self.high, N_COLOURS))
         table = np.rint(255 * np.column_stack([rgb, opacity])).astype(np.uint8)
+        if self.signed:  # rounding must not make one sign show more than the other
+            table[:, 3] = np.maximum(table[:, 3], table[::-1, 3])
         zero = slice(N_COLOURS // 2 - 1, N_COLOURS // 2 + 1) if self.signed else slice(0, 1)
         table[zero, 3] = 0  # the cortex is seen where there is nothing, or no estimate
         table.flags.writeable = False

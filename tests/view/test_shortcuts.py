@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from html import escape
 
 from rt_mmdf.view.shortcuts import BY_ACTION, MOUSE, SHORTCUTS, help_page, keys_of
 
@@ -14,7 +15,7 @@ def test_no_key_does_two_things_and_no_action_is_named_twice() -> None:
 def test_the_page_shows_every_key_and_what_it_does() -> None:
     page = help_page()
     for shortcut in SHORTCUTS:
-        assert f"<b>{keys_of(shortcut.action)}</b></td><td>{shortcut.does}</td>" in page
+        assert f"<b>{escape(keys_of(shortcut.action))}</b></td><td>{escape(shortcut.does)}</td>" in page
     for gesture, does in MOUSE:
         assert f"<b>{gesture}</b></td><td>{does}</td>" in page
 
