@@ -42,7 +42,12 @@ def view(
         str | None, typer.Option(help="What a picture says of the estimates of its 40 ms: rms, peak or latest.")
     ] = None,
     compare: Annotated[bool | None, typer.Option("--compare/--no-compare", help="Second solver beside the first.")] = None,
+    limits: Annotated[
+        str | None,
+        typer.Option(help="Of the colours, LOW,FULL,HIGH in the unit of the estimates, for example 5e-9,8e-9,20e-9 (A m)."),
+    ] = None,
     size: Annotated[str | None, typer.Option(help="Pixels of the window or picture, for example 1280x720.")] = None,
+    flat: Annotated[bool, typer.Option("--flat", help="Without OpenGL: presets instead of turning with the mouse.")] = False,
 ) -> None:
     """A live brain: attach a window to a running engine, on this machine or another.
 
@@ -74,7 +79,9 @@ def view(
         "layout": layout,
         "measure": measure,
         "compare": compare,
+        "limits": None if limits is None else limits.split(","),
         "size": None if size is None else size.lower().split("x"),
+        "flat": flat,
     }
     settings = validate_settings(content, ViewSettings, where="view")
     if head is not None and not head.is_dir():

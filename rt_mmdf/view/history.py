@@ -114,6 +114,16 @@ class Rolling:
         late = max(0, self._claimed - self.capacity - start)
         return times[late:], data[late:]
 
+    def between(self, start: float, stop: float) -> tuple[Float64, NDArray[np.floating]]:
+        """Times and rows from `start` to `stop`, both included, in the order in which they came; copies of these alone."""
+        first = max(0, self._written - self.capacity)
+        kept = np.arange(first, self._written)
+        times = self._times[kept % self.capacity]
+        chosen = kept[(times >= start) & (times <= stop)]
+        times, data = self._times[chosen % self.capacity], self._data[chosen % self.capacity]
+        late = int(np.searchsorted(chosen, self._claimed - self.capacity))
+        return times[late:], data[late:]
+
 
 class History:
     """Estimates in, pictures out: RMS, peak (the value of largest magnitude, with its sign) and latest of each interval.
@@ -405,6 +415,5 @@ class Traces:
 
     def between(self, start: float, stop: float) -> tuple[Float64, Float32]:
         """Times, and ``(n_channels, n_times)`` in SI units, from `start` to `stop`; NaN where a modality was missing."""
-        times, data = self._rolling.newest()
-        inside = (times >= start) & (times <= stop)
-        return times[inside], data[inside].T.astype(np.float32, copy=False)
+        times, data = self._rolling.between(start, stop)
+        return times, data.T.astype(np.float32, copy=False)

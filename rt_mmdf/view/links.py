@@ -280,6 +280,7 @@ class EstimateLink:
         self._newest: tuple[float, Flag | None] = (math.nan, None)
         self._heard = self._pulled = self._clock.now()
         self._counts = Counts()
+        self._flooded = 0  # received with a good stamp, and discarded
         self._last_index = self._last_hop = -math.inf
         self._ready = self._closed = False
 
@@ -316,7 +317,9 @@ class EstimateLink:
 
     @property
     def counts(self) -> Counts:
-        return replace(self._counts, lost=self._pairing.lost, unflagged=self._pairing.unflagged)
+        # the companions of what was discarded find no estimate either; they may not have come yet
+        lost = max(0, self._pairing.lost - self._flooded)
+        return replace(self._counts, lost=lost, unflagged=self._pairing.unflagged)
 
     @property
     def newest(self) -> tuple[float, Flag | None]:
@@ -375,7 +378,10 @@ class EstimateLink:
             data, times_ = data[sane], times[sane]
         else:
             times_ = times
-        discarded = len(times) - len(times_) + max(0, len(times_) - allowed)
+        flooded = max(0, len(times_) - allowed)
+        if self._companion is not None:
+            self._flooded += flooded
+        discarded = len(times) - len(times_) + flooded
         self._counts = replace(self._counts, discarded=self._counts.discarded + discarded)
         return data[-allowed:], times_[-allowed:]
 

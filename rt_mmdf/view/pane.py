@@ -53,6 +53,8 @@ class BrainPane(QWidget):
     """
 
     picked = Signal(int)
+    turned = Signal()
+    """A person has moved a camera of this pane."""
 
     def __init__(self, cortex: Cortex, canvas: QWidget, theme: Theme, *, turns: bool) -> None:
         super().__init__()
@@ -178,6 +180,11 @@ class BrainPane(QWidget):
     def reset_camera(self) -> None:
         """The first direction, size and place of the layout."""
         self._cameras[self._layout_name] = [panel.home for panel in LAYOUTS[self._layout_name]]
+        self._look()
+
+    def follow(self, other: BrainPane) -> None:
+        """Look from where another pane looks."""
+        self._cameras = {name: list(cameras) for name, cameras in other._cameras.items()}
         self._look()
 
     @property
@@ -342,6 +349,7 @@ class BrainPane(QWidget):
         elif kind == QEvent.Type.MouseButtonDblClick:
             self._pressed = None
             self.reset_camera()
+            self.turned.emit()
         elif kind == QEvent.Type.MouseMove and self._pressed is not None:
             far = (at - self._pressed).manhattanLength() > CLICK_PIXELS
             if self._turns and (far or self._dragged):
@@ -377,6 +385,7 @@ class BrainPane(QWidget):
         number = self._shots.index(shot)
         cameras[number] = new(cameras[number])
         self._look()
+        self.turned.emit()
 
 
 def _larger(font: QFont, factor: float) -> QFont:

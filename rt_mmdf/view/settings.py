@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Literal
 
@@ -21,7 +22,9 @@ class ViewSettings(Settings):
     headless : without a window: the picture (.png) or film (.mp4, .gif) to write
     seconds : length of the film, or how long to watch before the picture is taken
     wait_s : headless only: how long to wait for an engine and its first estimate
+    limits : of the colours: threshold, full opacity and end, in the unit of the estimates (A m, or none)
     size : of the window, or of the picture, pixels
+    flat : without OpenGL
     """
 
     name: str | None = None
@@ -35,7 +38,9 @@ class ViewSettings(Settings):
     layout: Literal["both", "split"] | None = None
     measure: Literal["rms", "peak", "latest"] | None = None
     compare: bool | None = None
+    limits: tuple[float, float, float] | None = None
     size: tuple[int, int] | None = None
+    flat: bool = False
 
     @field_validator("headless")
     @classmethod
@@ -43,6 +48,13 @@ class ViewSettings(Settings):
         if path is not None and path.suffix.lower() not in PICTURES + FILMS:
             raise ValueError(f"a file name that ends with {', '.join(PICTURES + FILMS)} is expected")
         return path
+
+    @field_validator("limits")
+    @classmethod
+    def _in_order(cls, limits: tuple[float, float, float] | None) -> tuple[float, float, float] | None:
+        if limits is not None and not (0 <= limits[0] <= limits[1] < limits[2] < math.inf):
+            raise ValueError("three numbers in order are expected: not shown below, opaque from, end of the colours")
+        return limits
 
     @field_validator("size")
     @classmethod

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -19,15 +20,12 @@ from PySide6.QtCore import QStandardPaths, Qt, QTimer
 from PySide6.QtGui import QCloseEvent, QKeySequence, QShortcut
 from PySide6.QtWidgets import (
     QApplication,
-    QComboBox,
     QDialog,
     QDockWidget,
     QLabel,
     QMainWindow,
-    QSizePolicy,
     QSplitter,
     QToolBar,
-    QToolButton,
     QVBoxLayout,
     QWidget,
 )
@@ -36,22 +34,21 @@ from rt_mmdf.core.blocks import Float32
 from rt_mmdf.core.errors import RtMmdfError
 from rt_mmdf.headmodel.head import HeadModel
 from rt_mmdf.lsl.interface import Transport
-from rt_mmdf.sinks.colours import readable
 from rt_mmdf.view.ask_line import AskLine
 from rt_mmdf.view.brain_slot import BrainSlot
-from rt_mmdf.view.camera import PRESETS
-from rt_mmdf.view.colours import ColourScale
 from rt_mmdf.view.cortex import Cortex, Place
 from rt_mmdf.view.feed import Feed, FeedState
 from rt_mmdf.view.film import Picture, PictureFiles, captioned, pixels
 from rt_mmdf.view.flat import make_brain_view
 from rt_mmdf.view.history import Frame, History, Measure
+from rt_mmdf.view.limits import LIMITS_STEP, KeptLimits, question
 from rt_mmdf.view.links import Average
 from rt_mmdf.view.pane import BrainPane
 from rt_mmdf.view.panels.average import trials_words
 from rt_mmdf.view.panels.health import ViewFacts
 from rt_mmdf.view.panels.status import Banner, BannerPanel, Level, StatusPanel, spoken
 from rt_mmdf.view.panels.timeline import TimelinePanel, TimeMark
+from rt_mmdf.view.picture_bar import PictureBar
 from rt_mmdf.view.playback import Mode, Playback
 from rt_mmdf.view.preferences import CHOICES, Preferences, PreferencesStore
 from rt_mmdf.view.preparation import CortexWorker
@@ -77,7 +74,6 @@ BASELINE_S = 10.0
 FILM_S = 10.0
 STRONGEST_S = 2.0  # the strongest sources are those of so long
 APART_MM = 25.0
-LIMITS_STEP = 0.9
 
 Beside = Literal["none", "second", "average"]
 
@@ -98,8 +94,6 @@ class ViewWindow(QMainWindow):
         What it was asked for; what is None there is as it was the last time.
     folder : Path | None
         For pictures and films; None: the user's folder of pictures.
-    flat : bool
-        Without OpenGL.
     remember : bool
         Whether to save preferences at the end.
     """
@@ -112,21 +106,22 @@ class ViewWindow(QMainWindow):
         *,
         settings: ViewSettings | None = None,
         folder: Path | None = None,
-        flat: bool = False,
         remember: bool = True,
     ) -> None:
         super().__init__()
         self._feed, self._transport, self._store = feed, transport, store
-        self._flat, self._remember = flat, remember
+        self._remember = remember
         self._folder = folder or Path(
             QStandardPaths.writableLocation(QStandardPaths.StandardLocation.PicturesLocation) or Path.home()
         )
         asked = settings or ViewSettings()
+        self._flat = asked.flat
         kept = store.load()
         chosen = {
             key: value for key in ("theme", "surface", "layout", "measure", "compare") if (value := getattr(asked, key))
         }
         self.preferences: Preferences = replace(kept, **chosen)
+        self.limits = KeptLimits(self.preferences.limits, asked.limits)
         self.theme = theme_named(self.preferences.theme)
         self.files = PictureFiles()
         self._cortices = CortexWorker()
@@ -195,7 +190,10 @@ class ViewWindow(QMainWindow):
         bottom.setContextMenuPolicy(Qt.ContextMenuPolicy.PreventContextMenu)
         bottom.addWidget(self.timeline)
         self.addToolBar(Qt.ToolBarArea.BottomToolBarArea, bottom)
-        self._build_tools()
+        self.tools = PictureBar(self.preferences)
+        self.tools.wanted.connect(self.act)
+        self.tools.chosen.connect(self.choose)
+        self.addToolBar(self.tools)
         self.side = SidePanels(self.theme)
         self.side.average.chosen.connect(self._choose_latency)
         self.side.average.next_wanted.connect(self._next_average)
@@ -211,59 +209,6 @@ class ViewWindow(QMainWindow):
         self.docks["sensors"].raise_()
         self.docks["average"].hide()
         self.help = _HelpDialog(self)
-
-    def _build_tools(self) -> None:
-        bar = QToolBar("Picture")
-        bar.setObjectName("picture")
-        bar.setMovable(False)
-        bar.setContextMenuPolicy(Qt.ContextMenuPolicy.PreventContextMenu)
-        self.addToolBar(bar)
-        self.boxes: dict[str, QComboBox] = {}
-        texts = {
-            "surface": ("inflated", "pial", "white"),
-            "layout": ("together", "lateral + medial"),
-            "measure": ("RMS", "peak", "latest"),
-            "scale_mode": ("fixed", "auto"),
-        }
-        titles = {"surface": "Surface", "layout": "View", "measure": "Show", "scale_mode": "Limits"}
-        actions = {"surface": "surface", "layout": "layout", "measure": "measure", "scale_mode": "auto"}
-        for name in texts:
-            bar.addWidget(QLabel(titles[name]))
-            box = QComboBox()
-            for text, value in zip(texts[name], CHOICES[name], strict=True):
-                box.addItem(text, value)
-            box.setCurrentIndex(CHOICES[name].index(getattr(self.preferences, name)))
-            box.setFocusPolicy(Qt.FocusPolicy.NoFocus)
-            box.setToolTip(f"{BY_ACTION[actions[name]].does} ({keys_of(actions[name])})")
-            box.setAccessibleName(titles[name])
-            box.activated.connect(lambda place, name=name: self.choose(name, CHOICES[name][place]))
-            bar.addWidget(box)
-            self.boxes[name] = box
-            if name == "layout":
-                for preset in PRESETS:
-                    self._button(bar, f"camera_{preset}", preset[:2].capitalize() if preset == "back" else preset[0].upper())
-                self._button(bar, "camera_reset", "⟲")
-        self._button(bar, "calibrate", "Calibrate")
-        gap = QWidget()
-        gap.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Preferred)
-        bar.addWidget(gap)
-        self.compare_button = self._button(bar, "compare", "Compare", checkable=True)
-        self._button(bar, "mark", "Mark")
-        self._button(bar, "snapshot", "Picture")
-        self._button(bar, "film", "Film")
-        self._button(bar, "help", "?")
-
-    def _button(self, bar: QToolBar, action: str, text: str, *, checkable: bool = False) -> QToolButton:
-        button = QToolButton()
-        button.setText(text)
-        button.setCheckable(checkable)
-        button.setFocusPolicy(Qt.FocusPolicy.NoFocus)
-        does = BY_ACTION[action].does
-        button.setToolTip(f"{does[0].upper()}{does[1:]} ({keys_of(action)})")
-        button.setAccessibleName(does)
-        button.clicked.connect(lambda: self.act(action))
-        bar.addWidget(button)
-        return button
 
     def _bind_keys(self) -> None:
         for shortcut in SHORTCUTS:
@@ -340,8 +285,7 @@ class ViewWindow(QMainWindow):
     def choose(self, name: str, value: str) -> None:
         """Set one of the preferences that `rt_mmdf.view.preferences.CHOICES` names."""
         self.preferences = replace(self.preferences, **{name: value})  # type: ignore[arg-type]
-        if name in self.boxes:
-            self.boxes[name].setCurrentIndex(CHOICES[name].index(value))
+        self.tools.show_choice(name, value)
         if name == "theme":
             self.apply_theme(theme_named(value))
         for slot in (self.main, self.beside):
@@ -427,19 +371,16 @@ class ViewWindow(QMainWindow):
 
     def _calibrate(self) -> None:
         """Fix the limits so that the last seconds would have shown nothing."""
-        told = []
-        for slot, frames in ((self.main, self._baseline(self._state.history)), (self.beside, self._baseline_beside())):
-            if slot.scale is None or slot.pane is None or frames is None:
-                continue
-            try:
-                self._keep_limits(slot, slot.scale.calibrated(frames))
-            except RtMmdfError as error:
-                self.tell(str(error), bad=True)
-                return
-            told.append(scale_words(slot.scale, True))
-        if told:
-            self.choose("scale_mode", "fixed")
-            self.tell(f"95 % of the last {BASELINE_S:g} s would now show nothing: {'; '.join(told)}.")
+        frames = ((self.main, self._baseline(self._state.history)), (self.beside, self._baseline_beside()))
+        try:
+            fixed = [slot for slot, baseline in frames if self.limits.calibrate(slot, baseline)]
+        except RtMmdfError as error:
+            self.tell(str(error), bad=True)
+            return
+        if fixed:
+            self._limits_changed()
+            told = "; ".join(scale_words(slot.scale, True) for slot in fixed if slot.scale is not None)
+            self.tell(f"95 % of the last {BASELINE_S:g} s would now show nothing: {told}.")
 
     def _baseline(self, history: History | None) -> Float32 | None:
         if history is None or len(history) == 0:
@@ -459,51 +400,29 @@ class ViewWindow(QMainWindow):
 
     def _scale_limits(self, factor: float) -> None:
         for slot in (self.main, self.beside):
-            scale = slot.scale
-            if scale is not None and slot.pane is not None:
-                self._keep_limits(slot, scale.with_limits(scale.high * factor, scale.low * factor, scale.full * factor))
-        self.choose("scale_mode", "fixed")
+            self.limits.multiply(slot, factor)
+        self._limits_changed()
 
-    def _ask_limits(self) -> None:
-        if self.main.scale is not None:
-            scale = self.main.scale
-            factor, label = readable(scale.high, scale.unit)
-            proposal = " ".join(f"{value * factor:.3g}" for value in (scale.low, scale.full, scale.high))
-            self.ask.ask("limits", f"Limits in {label}: not shown below, opaque from, end of the colours", proposal)
+    def _ask_limits(self, *, beside: bool = False) -> None:
+        slot = self.beside if beside else self.main
+        if slot.scale is not None and slot.pane is not None:
+            two = self.beside.pane is not None
+            whose = "" if not two else "the right brain" if beside else "the left brain"
+            self.ask.ask("limits beside" if beside else "limits", *question(slot.scale, whose))
 
-    def _set_limits(self, text: str) -> None:
-        scale = self.main.scale
-        if scale is None:
-            return
-        factor, label = readable(scale.high, scale.unit)
+    def _set_limits(self, text: str, *, beside: bool) -> None:
         try:
-            low, full, high = (float(part) / factor for part in text.replace(",", ".").split())
-            self._keep_limits(self.main, scale.with_limits(high, low, full))
-        except ValueError:
-            self.tell(f"Limits {text!r}: three numbers in {label} are expected, for example 4 6 11.", bad=True)
+            self.limits.set_by_hand(self.beside if beside else self.main, text)
         except RtMmdfError as error:
             self.tell(str(error), bad=True)
-        else:
-            self.choose("scale_mode", "fixed")
-
-    def _keep_limits(self, slot: BrainSlot, scale: ColourScale) -> None:
-        slot.set_scale(scale, True)
-        limits = {key: value for key, value in self.preferences.limits.items() if key != slot.key}
-        self.preferences = replace(self.preferences, limits={**limits, slot.key: (scale.low, scale.full, scale.high)})
-        self._done_at.pop("status", None)
-
-    def _fit_scale(self, slot: BrainSlot, unit: str, key: str, signed: bool) -> None:
-        """The scale of what is shown: the limits that were kept for it, or the default ones, which the screen says."""
-        if slot.key == key and slot.scale is not None and slot.scale.signed == signed:
             return
-        slot.key = key
-        limits = self.preferences.limits.get(key)
-        if limits is None:
-            scale = ColourScale(unit, signed=signed, mode=self.preferences.scale_mode)
-        else:
-            low, full, high = limits
-            scale = ColourScale(unit, signed=signed, low=low, full=full, high=high, mode=self.preferences.scale_mode)
-        slot.set_scale(scale, limits is not None)
+        self._limits_changed()
+        if not beside:
+            self._ask_limits(beside=True)
+
+    def _limits_changed(self) -> None:
+        self._done_at.pop("status", None)
+        self.choose("scale_mode", "fixed")
 
     # marks
 
@@ -531,8 +450,9 @@ class ViewWindow(QMainWindow):
         if what == "mark":
             self._mark(text)
         else:
-            self._set_limits(text)
-        self.setFocus()
+            self._set_limits(text, beside=what == "limits beside")
+        if not self.ask.asking:
+            self.setFocus()
 
     # averages
 
@@ -574,7 +494,12 @@ class ViewWindow(QMainWindow):
         if engine is not None and self.playback.mode is Mode.LIVE and is_old(self._state):
             words = f"engine silent for {spoken(self._state.silent_s)}"
         lines = caption(self._state, self._clock(stamp), self._frame, self._measure, scale, words)
-        return captioned(pixels(self.brains.grab().toImage()), lines, self.theme)
+        with ExitStack() as at_best:
+            for slot in (self.main, self.beside):
+                if slot.pane is not None and not self.files.filming:  # a film is as smooth as the screen is
+                    at_best.enter_context(slot.pane.at_best())
+            image = self.brains.grab().toImage()
+        return captioned(pixels(image), lines, self.theme)
 
     def _file(self, ending: str) -> Path:
         return self._folder / f"rt-mmdf-{datetime.now():%Y%m%d-%H%M%S}{ending}"
@@ -702,8 +627,17 @@ class ViewWindow(QMainWindow):
         pane.set_layout(self.preferences.layout)
         self._set_surface(pane, self.preferences.surface)
         pane.picked.connect(self._pick)
+        pane.turned.connect(lambda: self._turn_others(pane))
+        if self.main.pane is not None:
+            pane.follow(self.main.pane)
         pane.mark(self._picked)
         return pane
+
+    def _turn_others(self, turned: BrainPane) -> None:
+        """Two brains are compared from the same side."""
+        for slot in (self.main, self.beside):
+            if slot.pane is not None and slot.pane is not turned:
+                slot.pane.follow(turned)
 
     def _frame_of(self, history: History, number: int) -> Frame | None:
         return kept_frame(history, number, self._measure)
@@ -759,12 +693,15 @@ class ViewWindow(QMainWindow):
         key = limits_key(engine, frame.measure)
         if frame.measure is not Measure.RMS and key not in self._signed and frame.valid and float(frame.values.min()) < 0:
             self._signed.add(key)
-        self._fit_scale(slot, unit_of(engine), key, key in self._signed)
+        self._fit_limits(slot, unit_of(engine), key, key in self._signed)
         scale, live = slot.scale, self.playback.mode is Mode.LIVE and frame.valid
         changed = live and scale is not None and scale.observe(frame.values, self.playback.frame_s)
         if changed and scale is not None and self._due(f"auto {slot is self.main}", FAST_S):
             slot.pane.set_scale(scale)
         slot.pane.set_values(frame.values)
+
+    def _fit_limits(self, slot: BrainSlot, unit: str, key: str, signed: bool) -> None:
+        self.limits.fit(slot, unit, key, signed=signed, mode=self.preferences.scale_mode)
 
     def _draw_beside(self) -> None:
         second, average = self._state.second, self._shown_average()
@@ -827,7 +764,7 @@ class ViewWindow(QMainWindow):
         key = f"average {stream.event} / {stream.solver} / {stream.unit or 'dimensionless'}"
         finite = average.values[np.isfinite(average.values)]
         signed = bool(len(finite)) and float(finite.min()) < 0
-        self._fit_scale(self.beside, stream.unit or stream.solver, key, signed)
+        self._fit_limits(self.beside, stream.unit or stream.solver, key, signed)
         self.beside.pane.set_values(values)
         limits = "" if self.beside.calibrated else f"; default limits, {keys_of('calibrate')} calibrates"
         self.beside.set_title(f"average {stream.event}, {trials_words(average.n_trials)}, {latency}{limits}")
@@ -884,7 +821,7 @@ class ViewWindow(QMainWindow):
             filming=filming,
         )
         self.status.show_figures(figures)
-        self.compare_button.setChecked(self._beside == "second")
+        self.tools.show_comparing(self._beside == "second")
 
     def _draw_health(self) -> None:
         if self.docks["health"].isVisible():
@@ -925,7 +862,7 @@ class ViewWindow(QMainWindow):
         self._closed = True
         self._timer.stop()
         if self._remember:
-            self._store.save(self.preferences)
+            self._store.save(replace(self.preferences, limits=self.limits.by_key))
             self._store.save_arrangement(self.saveGeometry(), self.saveState())
         self.help.close()
         for part in (self.files, self._cortices):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import sys
 from collections.abc import Mapping
 
@@ -80,19 +81,30 @@ class PublishingEngine:
 
 
 def main() -> None:
-    """An engine of its own process: publishes hops on time until it is ended; NAME N_LEFT FINGERPRINT."""
+    """An engine of its own process: publishes hops on time until it is ended; NAME N_LEFT FINGERPRINT.
+
+    Tells each 100th hop in a line. A line with a number makes it publish the next so many hops at once, ahead of their time.
+    """
     from rt_mmdf.lsl.network import NetworkTransport
     from rt_mmdf.runtime.mailbox import Signal
 
     name, n_left, fingerprint = sys.argv[1:]
     pause = Signal()
     engine = PublishingEngine(NetworkTransport(), name, sources_of(int(n_left), 17, fingerprint))
-    begun = engine.transport.clock.now()
+    begun, n_at_once = engine.transport.clock.now(), 0
     while True:
-        pause.wait(max(0.0, begun + (engine.hop + 1) * HOP_S - engine.transport.clock.now()))
-        engine.publish(at=begun + (engine.hop + 1) * HOP_S)
+        due = begun + (engine.hop + 1) * HOP_S
+        pause.wait(max(0.0, due - n_at_once * HOP_S - engine.transport.clock.now()))
+        engine.publish(at=due)
+        if select.select([sys.stdin], [], [], 0)[0] and (asked := sys.stdin.readline()):
+            n_at_once += int(asked)
+            for _ in range(int(asked)):
+                engine.publish(at=begun + (engine.hop + 1) * HOP_S)
         if engine.hop % 20 == 0:
             engine.health.publish({"hops": engine.hop, "budget_ms": 20.0})
+        if engine.hop % 100 == 0:
+            sys.stdout.write(f"{engine.hop}\n")
+            sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -199,6 +199,17 @@ def test_rolling_holds_the_newest_rows(cuts: list[int]) -> None:
     np.testing.assert_array_equal(rolling.newest(3, column=1)[1], rows[-3:, 1])
 
 
+@given(st.lists(st.integers(0, 40), max_size=8), st.integers(-3, 43), st.integers(-3, 43))
+def test_rolling_between_is_what_is_kept_of_that_time(cuts: list[int], start: int, stop: int) -> None:
+    rows, times = np.arange(80.0).reshape(40, 2), np.arange(40.0)
+    rolling = Rolling(2, 16, np.float64)
+    for begin, end in pairwise([0, *sorted(cuts), 40]):
+        rolling.add(rows[begin:end], times[begin:end])
+    inside = (times >= start) & (times <= stop) & (times >= 24)
+    np.testing.assert_array_equal(rolling.between(start, stop)[0], times[inside])
+    np.testing.assert_array_equal(rolling.between(start, stop)[1], rows[inside])
+
+
 def test_traces_between_two_moments() -> None:
     traces = Traces(("E1", "M1"), ("eeg", "mag"), 100.0, seconds=1.0)
     data = np.vstack([np.arange(150.0), -np.arange(150.0)]).astype(np.float32)

@@ -25,8 +25,10 @@ from rt_mmdf.lsl.interface import Clock
 from rt_mmdf.lsl.memory import ManualClock, MemoryTransport
 from rt_mmdf.runtime.worker import Worker
 from rt_mmdf.sinks.sources import SourceSpaceDescription
+from rt_mmdf.view.camera import LAYOUTS
 from rt_mmdf.view.feed import Feed, FeedState
 from rt_mmdf.view.film import pixels
+from rt_mmdf.view.flat import FlatBrainView
 from rt_mmdf.view.playback import Mode
 from rt_mmdf.view.preferences import Preferences, PreferencesStore
 from rt_mmdf.view.run import run_view
@@ -69,8 +71,8 @@ class Lab:
             self.window.activateWindow()
         return self.window
 
-    def engine(self) -> PublishingEngine:
-        return PublishingEngine(self.there, "e", sources_of(self.head), sfreq=200.0, more=LISTENS)
+    def engine(self, **more: str) -> PublishingEngine:
+        return PublishingEngine(self.there, "e", sources_of(self.head), sfreq=200.0, more=LISTENS | more)
 
     def round(self) -> FeedState:
         self.feed.look()
@@ -125,6 +127,24 @@ def running(lab: Lab, qtbot: QtBot) -> tuple[Lab, ViewWindow, PublishingEngine]:
 
 
 Running = tuple[Lab, ViewWindow, PublishingEngine]
+
+
+@pytest.fixture
+def compared(lab: Lab, qtbot: QtBot) -> Running:
+    """A window with two brains, of an engine with a second solver."""
+    window, engine = lab.open(qtbot), lab.engine(**{"streams/second": "e-second"})
+    second = PublishingEngine(lab.there, "e", sources_of(lab.head), sfreq=200.0, solver="sLORETA", stream="e-second")
+    lab.run(engine, 0.1)
+    lab.until_brain(qtbot)
+    QTest.keyClick(window, Qt.Key.Key_X)
+
+    def two() -> bool:
+        second.publish(2.0)
+        lab.run(engine, HOP_S, 1.0)
+        return window.beside.pane is not None and window.beside.scale is not None
+
+    qtbot.waitUntil(two, timeout=PATIENCE_MS)
+    return lab, window, engine
 
 
 def test_it_opens_without_an_engine_and_says_what_to_do(lab: Lab, qtbot: QtBot) -> None:
@@ -324,9 +344,50 @@ def test_limits_are_calibrated_kept_and_never_change_by_themselves(running: Runn
     assert window.main.scale is not scale
     assert window.main.scale is not None
     assert window.main.scale.low == pytest.approx(500.0, rel=0.01)
-    (limits,) = window.preferences.limits.values()
+    (limits,) = window.limits.by_key.values()
     window.close()
     assert PreferencesStore(tmp_path / "view.ini").load().limits == {"dSPM / dimensionless / rms": limits}
+
+
+def test_two_brains_are_seen_from_the_same_side_and_limited_one_by_one(compared: Running) -> None:
+    _, window, _ = compared
+    left, right = window.main.pane, window.beside.pane
+    assert left is not None
+    assert right is not None
+    middle = QPoint(right.canvas.width() // 2, right.canvas.height() // 2)
+    QTest.mousePress(right.canvas, Qt.MouseButton.LeftButton, pos=middle)
+    QTest.mouseMove(right.canvas, middle + QPoint(60, 20))
+    QTest.mouseRelease(right.canvas, Qt.MouseButton.LeftButton, pos=middle + QPoint(60, 20))
+    assert left.cameras == right.cameras
+    assert left.cameras[0].azimuth != LAYOUTS["both"][0].home.azimuth
+    window.act("limits")
+    assert "left brain" in window.ask._label.text()
+    window.ask._edit.setText("1 2 3")
+    QTest.keyClick(window.ask._edit, Qt.Key.Key_Return)
+    assert "right brain" in window.ask._label.text()
+    window.ask._edit.setText("4 5 6")
+    QTest.keyClick(window.ask._edit, Qt.Key.Key_Return)
+    assert not window.ask.asking
+    assert window.main.scale is not None
+    assert window.beside.scale is not None
+    assert (window.main.scale.low, window.main.scale.high) == (1.0, 3.0)
+    assert (window.beside.scale.low, window.beside.scale.high) == (4.0, 6.0)
+
+
+def test_limits_of_the_command_line_are_those_of_the_first_brain(lab: Lab, qtbot: QtBot) -> None:
+    settings = ViewSettings(limits=(1.0, 2.0, 3.0), flat=True)
+    window = ViewWindow(lab.feed, lab.here, lab.store, settings=settings, remember=False)
+    window._timer.stop()
+    qtbot.addWidget(window)
+    window.show()
+    lab.window = window
+    engine = lab.engine()
+    lab.until_brain(qtbot)
+    lab.run(engine, 0.2, 1.0)
+    assert isinstance(window.main.pane, FlatBrainView)
+    assert window.main.scale is not None
+    assert (window.main.scale.low, window.main.scale.full, window.main.scale.high) == (1.0, 2.0, 3.0)
+    assert window.main.calibrated
 
 
 def test_pictures_and_films_come_out(running: Running, qtbot: QtBot) -> None:
