@@ -19,6 +19,8 @@ from rt_mmdf.preprocessing.cleaning import Cleaning
 from rt_mmdf.runtime.mailbox import Signal
 
 LOOK_S = 0.05
+PATIENT_MS = 2000.0
+"""Nobody waits for what is measured here, so a stream may come late by this much before its samples count as missing."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ def calibrate(
         Too little was measured, or channels are flat.
     """
     clock, wake = transport.clock, Signal()
+    late_ms = max(PATIENT_MS, settings.alignment.late_ms)
+    settings = settings.model_copy(update={"alignment": settings.alignment.model_copy(update={"late_ms": late_ms})})
     with ExitStack() as resources:
         channels, _ = survey_streams(settings, transport)
         intake = Intake.subscribe(settings, transport, channels, wake, resources)

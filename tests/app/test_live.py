@@ -388,7 +388,7 @@ def test_calibrate_measures_what_numpy_does(replayed: Path, small_recording: Pat
         return float(np.linalg.norm((measured.data[rows, rows] - expected) / scale) / np.linalg.norm(expected / scale))
 
     begun = min(range(data.shape[1]), key=lambda start: difference(start, eeg))
-    assert difference(begun, slice(None)) < 5e-3
+    assert difference(begun, slice(None)) < 5e-3, f"{done.stdout}\n{done.stderr}"  # what was left out stands there
 
 
 def test_eeg_alone_is_imaged_and_said(

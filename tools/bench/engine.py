@@ -205,7 +205,9 @@ ROLES = {"engine": run_engine, "bare": run_bare, "streamlsl": run_streamlsl, "op
 PRODUCT = ("engine", "optional")
 
 
-def latencies_ms(role: str, arrays: dict[str, np.ndarray], log: dict, pushes: dict[str, np.ndarray]) -> np.ndarray:
+def latencies_ms(
+    role: str, arrays: dict[str, np.ndarray], log: dict, pushes: dict[str, np.ndarray], warm_up_s: float = WARM_UP_S
+) -> np.ndarray:
     """Publication less the push of the last sample needed, of the modality that came later; warm-up left out."""
     published = arrays["published"]
     pushed = np.zeros(len(published))
@@ -217,7 +219,7 @@ def latencies_ms(role: str, arrays: dict[str, np.ndarray], log: dict, pushes: di
             needed = np.rint((arrays["last"][:, column] - stamp_0) * SFREQ).astype(int)
         block = np.searchsorted(pushes[f"{m}_first"], needed, side="right") - 1
         pushed = np.maximum(pushed, pushes[f"{m}_pushed"][np.clip(block, 0, len(pushes[f"{m}_pushed"]) - 1)])
-    warm = published > published[0] + WARM_UP_S
+    warm = published >= published[0] + warm_up_s
     return (published - pushed)[warm] * 1e3
 
 
