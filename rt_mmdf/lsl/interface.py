@@ -143,6 +143,12 @@ class Transport(Protocol):
 
     def outlet(self, description: StreamDescription, *, chunk_size: int = 0, buffer_s: float = 360.0) -> Outlet: ...
 
-    def inlet(self, description: StreamDescription, *, buffer_s: float = 360.0) -> Inlet: ...
+    def inlet(self, description: StreamDescription, *, buffer_s: float = 360.0, from_now: bool = True) -> Inlet:
+        """Subscribe to a resolved stream.
+
+        from_now : samples that are pushed after this has returned will come; without, the first of them may be missed, and
+            on a network it returns half a second earlier
+        """
+        ...
 
     def offset_probe(self, description: StreamDescription) -> OffsetProbe: ...

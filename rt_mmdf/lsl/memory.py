@@ -159,7 +159,7 @@ class MemoryTransport:
         """All that a resolved stream says of itself, channels included."""
         return self._network.find(description).description
 
-    def inlet(self, description: StreamDescription, *, buffer_s: float = 360.0) -> MemoryInlet:
+    def inlet(self, description: StreamDescription, *, buffer_s: float = 360.0, from_now: bool = True) -> MemoryInlet:
         return MemoryInlet(self._network, self._network.find(description), buffer_s)
 
     def offset_probe(self, description: StreamDescription) -> MemoryOffsetProbe:

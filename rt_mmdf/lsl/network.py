@@ -18,7 +18,7 @@ import math
 from collections import deque
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from mne_lsl.lsl import StreamInfo, StreamInlet, StreamOutlet, local_clock
@@ -99,7 +99,7 @@ class NetworkTransport:
         check_header(header.name, header.n_channels, header.sfreq)
         inlet = _open(info, 360)
         try:
-            return _full_description(inlet, header, subscribe=False)
+            return _full_description(inlet, header)
         finally:
             inlet._del()
 
@@ -107,8 +107,8 @@ class NetworkTransport:
         """Publish a stream. `hostname` and `uid` of the description are ignored: liblsl fills in its own."""
         return NetworkOutlet(description, chunk_size, buffer_s)
 
-    def inlet(self, description: StreamDescription, *, buffer_s: float = 360.0) -> NetworkInlet:
-        """Subscribe to exactly this outlet (by its uid).
+    def inlet(self, description: StreamDescription, *, buffer_s: float = 360.0, from_now: bool = True) -> NetworkInlet:
+        """Subscribe to exactly this outlet (by its uid); for `from_now` see `rt_mmdf.lsl.interface.Transport`.
 
         Raises
         ------
@@ -117,7 +117,7 @@ class NetworkTransport:
         StreamDescriptionError
             Its description cannot be used.
         """
-        return NetworkInlet(_bound_info(description), buffer_s)
+        return NetworkInlet(_bound_info(description), buffer_s, from_now=from_now)
 
     def offset_probe(self, description: StreamDescription) -> NetworkOffsetProbe:
         """A second inlet of the same outlet, for its clock alone: the clock and the data of one inlet share a lock."""
@@ -204,7 +204,7 @@ class NetworkOutlet:
 
 
 class NetworkInlet:
-    """A subscribed stream: no post-processing, raw stamps, samples from the moment this object exists.
+    """A subscribed stream: no post-processing, raw stamps; with `from_now` samples from the moment this object exists.
 
     A vanished outlet is meant to be found again by liblsl when it comes back with the same source id; until then `pull` just
     times out. Do not rely on it: with liblsl 1.17.7 an outlet that was replaced at once on the same machine was not heard
@@ -212,13 +212,13 @@ class NetworkInlet:
     receiver does.
     """
 
-    def __init__(self, info: _BaseStreamInfo, buffer_s: float) -> None:
+    def __init__(self, info: _BaseStreamInfo, buffer_s: float, *, from_now: bool = True) -> None:
         header = _header(info)
         check_header(header.name, header.n_channels, header.sfreq)
         # liblsl counts hundreds of samples instead of seconds where the rate is irregular
         self._inlet = _open(info, max(1, math.ceil(buffer_s)))
         try:
-            self._description = _full_description(self._inlet, header, subscribe=True)
+            self._description = _full_description(self._inlet, header, subscribe="from now" if from_now else "soon")
         except Exception:
             self.close()
             raise
@@ -428,11 +428,16 @@ def _open(info: _BaseStreamInfo, buffer_s: int) -> StreamInlet:
         ) from error
 
 
-def _full_description(inlet: StreamInlet, header: StreamDescription, *, subscribe: bool) -> StreamDescription:
+def _full_description(
+    inlet: StreamInlet, header: StreamDescription, *, subscribe: Literal["from now", "soon"] | None = None
+) -> StreamDescription:
     error = ctypes.c_int()
     try:
-        if subscribe:
-            inlet.open_stream(OPEN_TIMEOUT_S)
+        if subscribe == "from now":
+            inlet.open_stream(OPEN_TIMEOUT_S)  # sleeps half a second: liblsl returns before the sender knows of us
+        elif subscribe == "soon":
+            lib.lsl_open_stream(inlet._obj, ctypes.c_double(OPEN_TIMEOUT_S), ctypes.byref(error))
+            handle_error(error)
         # mne-lsl's get_sinfo insists on an open stream; liblsl does not
         handle = lib.lsl_get_fullinfo(inlet._obj, ctypes.c_double(OPEN_TIMEOUT_S), ctypes.byref(error))
         handle_error(error)

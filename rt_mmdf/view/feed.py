@@ -558,7 +558,7 @@ class Feed:
             header = _of_engine(engine.names["health"], engine, found)
             wanted += header is None
             if header is not None and header.dtype == "string" and header.n_channels == 1:
-                self._health_inlet = self._transport.inlet(header, buffer_s=1.0)
+                self._health_inlet = self._transport.inlet(header, buffer_s=1.0, from_now=False)
         if self._sensor_link is None and "sensors" in engine.names:
             header = _of_engine(engine.names["sensors"], engine, found)
             wanted += header is None

@@ -268,7 +268,7 @@ class EstimateLink:
     def __init__(self, transport: Transport, stream: StreamDescription) -> None:
         self._clock = transport.clock
         self._transport = transport
-        self._inlet: Inlet = transport.inlet(stream, buffer_s=BUFFER_S)
+        self._inlet: Inlet = transport.inlet(stream, buffer_s=BUFFER_S, from_now=False)
         self._companion: Inlet | None = None
         try:
             self.engine = read_engine(self._inlet.description)
@@ -302,7 +302,7 @@ class EstimateLink:
         for header in found:
             fits = header.dtype == "float64" and header.n_channels == len(COMPANION_COLUMNS)
             if fits and (header.name, header.hostname) == (name, host):
-                companion = self._transport.inlet(header, buffer_s=COMPANION_BUFFER_S)
+                companion = self._transport.inlet(header, buffer_s=COMPANION_BUFFER_S, from_now=False)
                 if self._closed:
                     companion.close()
                 else:
@@ -423,7 +423,7 @@ class SensorLink:
     """
 
     def __init__(self, transport: Transport, stream: StreamDescription) -> None:
-        self._inlet = transport.inlet(stream, buffer_s=COMPANION_BUFFER_S)
+        self._inlet = transport.inlet(stream, buffer_s=COMPANION_BUFFER_S, from_now=False)
         try:
             self.sensors = read_sensors(self._inlet.description)
         except BaseException:
@@ -490,9 +490,9 @@ class AverageLink:
             )
         buffer_s = max(10.0, UPDATES_BUFFERED * described.n_times / IRREGULAR_HZ)
         self._stream = described
-        self._inlet = transport.inlet(stream, buffer_s=buffer_s)
+        self._inlet = transport.inlet(stream, buffer_s=buffer_s, from_now=False)
         try:
-            self._companion = transport.inlet(companion, buffer_s=buffer_s)
+            self._companion = transport.inlet(companion, buffer_s=buffer_s, from_now=False)
         except BaseException:
             self._inlet.close()
             raise
