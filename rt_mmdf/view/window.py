@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime
@@ -70,6 +71,7 @@ from rt_mmdf.view.themes import Theme, stylesheet, theme_named
 
 TICK_MS = 20  # looks for a new picture twice as often as there is one, so that none is missed by a hair
 FAST_S, SLOW_S = 0.15, 1.0  # panels; health
+CATCH_UP = 3  # pictures; two of them sometimes come within one tick, the next within three
 BASELINE_S = 10.0
 FILM_S = 10.0
 STRONGEST_S = 2.0  # the strongest sources are those of so long
@@ -577,7 +579,7 @@ class ViewWindow(QMainWindow):
         self._follow_head()
         if self._draw_brain(elapsed):
             self._cost_ms.append(1e3 * (time.perf_counter() - now))
-        self._draw_panels()
+        self._draw_panels(all_at_once=everything)
         for text, went_well in self.files.news():
             self.news.append((text, went_well))
             self.tell(text, bad=not went_well)
@@ -658,7 +660,7 @@ class ViewWindow(QMainWindow):
         if shown is None:
             return False
         live = self.playback.mode is Mode.LIVE
-        number = numbers[-1] if live else numbers[int(np.abs(times - shown).argmin())]
+        number = self._next_live(numbers[-1]) if live else numbers[int(np.abs(times - shown).argmin())]
         wanted = (number, self._measure, self._generation)
         if wanted == self.main.shown:
             self._draw_beside()
@@ -676,6 +678,11 @@ class ViewWindow(QMainWindow):
         self.n_drawn += 1
         self._drawn_at.append(time.monotonic())
         return True
+
+    def _next_live(self, newest: int) -> int:
+        """The picture after the last one, as long as the newest is near enough to be caught up with: none is left out then."""
+        last = self._last_live
+        return newest if last is None or not last < newest <= last + CATCH_UP else last + 1
 
     def _grey_if_old(self) -> None:
         pane = self.main.pane
@@ -769,36 +776,51 @@ class ViewWindow(QMainWindow):
         limits = "" if self.beside.calibrated else f"; default limits, {keys_of('calibrate')} calibrates"
         self.beside.set_title(f"average {stream.event}, {trials_words(average.n_trials)}, {latency}{limits}")
 
-    def _draw_panels(self) -> None:
-        state, history = self._state, self._state.history
-        if self._due("status", FAST_S):
-            self._draw_status()
+    def _draw_panels(self, *, all_at_once: bool) -> None:
+        """The panel whose turn has come longest ago, if there is one: all of them at once would hold up the next picture."""
+        panels: dict[str, tuple[float, Callable[[], None]]] = {
+            "status": (FAST_S, self._draw_status),
+            "health": (SLOW_S, self._draw_health),
+        }
+        if self._state.history is not None:
+            panels["timeline"] = (FAST_S, self._draw_timeline)
+            if self.playback.shown is not None:
+                panels |= {"courses": (FAST_S, self._draw_courses), "sensors": (FAST_S, self._draw_traces)}
+                panels["average"] = (FAST_S, self._draw_average_course)
+        now = time.monotonic()
+        waiting = {name: now - self._done_at.get(name, -math.inf) - every_s for name, (every_s, _) in panels.items()}
+        for name in sorted(waiting, key=lambda name: -waiting[name]):
+            if waiting[name] < 0:
+                break
+            self._done_at[name] = now
+            panels[name][1]()
+            if not all_at_once:
+                break
+
+    def _draw_timeline(self) -> None:
+        history = self._state.history
         if history is None:
-            if self._due("health", SLOW_S):
-                self._draw_health()
             return
-        shown = self.playback.shown
-        if self._due("timeline", FAST_S):
-            _, times, flags, _ = history.facts()
-            level_times, levels = history.levels(self._measure)
-            if len(level_times) == len(times):
-                live = self.playback.mode is Mode.LIVE
-                frame_s = self.playback.frame_s
-                marks = tuple(TimeMark(mark.time, mark.text) for mark in state.marks)
-                self.timeline.strip.show_past(times, levels, flags, marks, shown, live, frame_s)
-            self.timeline.show_playback(self.playback)
-        if shown is None:
-            return
-        if self.docks["sources"].isVisible() and self._due("courses", FAST_S):
-            self.side.draw_courses(state, self.playback, self._measure, self._cortex, self._place)
-        if self.docks["sensors"].isVisible() and self._due("sensors", FAST_S):
-            self.side.draw_traces(state, self.playback)
-        if self.docks["average"].isVisible() and self._due("average", FAST_S):
+        _, times, flags, _ = history.facts()
+        level_times, levels = history.levels(self._measure)
+        if len(level_times) == len(times):
+            live = self.playback.mode is Mode.LIVE
+            marks = tuple(TimeMark(mark.time, mark.text) for mark in self._state.marks)
+            self.timeline.strip.show_past(times, levels, flags, marks, self.playback.shown, live, self.playback.frame_s)
+        self.timeline.show_playback(self.playback)
+
+    def _draw_courses(self) -> None:
+        if self.docks["sources"].isVisible():
+            self.side.draw_courses(self._state, self.playback, self._measure, self._cortex, self._place)
+
+    def _draw_traces(self) -> None:
+        if self.docks["sensors"].isVisible():
+            self.side.draw_traces(self._state, self.playback)
+
+    def _draw_average_course(self) -> None:
+        if self.docks["average"].isVisible():
             average = self._shown_average()
-            place = 0 if average is None else self._place_in(average)
-            self.side.draw_average(average, place, len(state.averages))
-        if self._due("health", SLOW_S):
-            self._draw_health()
+            self.side.draw_average(average, 0 if average is None else self._place_in(average), len(self._state.averages))
 
     def _draw_status(self) -> None:
         state = self._state

@@ -1,6 +1,6 @@
 """The window's pictures for the README, in tools/figures/view-*.png: dSPM of simulated bursts on the template head.
 
-    xvfb-run -s "-screen 0 1280x720x24" python tools/figures/view.py
+    xvfb-run -s "-screen 0 2560x1440x24" python tools/figures/view.py
 
 Everything goes through the streams that an engine publishes and a view reads, in memory and on a clock that is moved by
 hand, so that the pictures do not depend on how busy the machine is. The estimates are real ones of simulated sensors;
@@ -11,6 +11,7 @@ that of both.
 from __future__ import annotations
 
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import mne
@@ -21,6 +22,7 @@ from rt_mmdf.core.blocks import Flag, SensorBlock, SourceEstimate, StageStamps
 from rt_mmdf.core.channels import Modality
 from rt_mmdf.headmodel.template import build_template
 from rt_mmdf.lsl.memory import ManualClock, MemoryTransport
+from rt_mmdf.sinks.averages import AverageDescription, AverageEstimate, AverageOutlets
 from rt_mmdf.sinks.estimates import EstimateDescription, EstimateOutlets
 from rt_mmdf.sinks.health import HealthOutlet
 from rt_mmdf.sinks.sensors import SensorOutlet
@@ -35,6 +37,8 @@ from rt_mmdf.view.window import ViewWindow
 OUT = Path(__file__).parent
 SFREQ, HOP, SECONDS = 250.0, 5, 30.0
 PLACES_MM = ((-42, -22, 52), (50, -22, 8))  # left somatosensory, right auditory cortex
+EVERY_S, PEAK_S = 1.8, 0.9  # a burst of the first place, and its peak
+EPOCH_S = (-0.3, 0.5)  # around an event 0.25 s before that peak
 BAD = "EEG017"
 
 
@@ -45,11 +49,12 @@ class Laboratory:
         self.head = build_template(spacing="ico4")
         self.clock = ManualClock(1000.0)
         self.here = MemoryTransport(self.clock, uncertainty_s=1e-4)
-        self.sensors, self.estimates = self._simulated()
+        self.sensors, self.estimates, average = self._simulated()
         head = self.head
         sources = SourceSpaceDescription(head.name, head.fingerprint, head.vertices, head.source_positions_mm, "MNI305")
         more = {"engine/session": "demo", "engine/budget_ms": "20"}
         more |= {f"streams/{kind}": f"demo-{kind}" for kind in ("sensors", "second", "marks")}
+        more["streams/averages/touch"] = "demo-average-touch"
         settings = EstimateStreamSettings()
         self.outlets = {
             method: EstimateOutlets(
@@ -63,17 +68,20 @@ class Laboratory:
         }
         self.traces = SensorOutlet(self.here, "demo-sensors", head.channels, SFREQ, 30.0, SensorStreamSettings(), more)
         self.health = HealthOutlet(self.here, "demo-health")
+        described = EstimateDescription("dSPM", "", "fixed, normal to cortex", SFREQ, 30.0, more)
+        of = AverageDescription("touch", ("touch",), np.arange(average.data.shape[1]) / SFREQ + EPOCH_S[0], None)
+        self.average, self.averages = average, AverageOutlets(self.here, "demo-average-touch", sources, described, of)
         self.hop = 0
 
-    def _simulated(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    def _simulated(self) -> tuple[np.ndarray, dict[str, np.ndarray], AverageEstimate]:
         rng = np.random.default_rng(4)
         head, n_times = self.head, round(SECONDS * SFREQ)
         times = np.arange(n_times) / SFREQ
         field = np.zeros((len(head.ch_names), n_times))
         for number, place in enumerate(PLACES_MM):
             source = int(np.linalg.norm(head.source_positions_mm - place, axis=1).argmin())
-            phase = (times + 0.9 * number) % 1.8
-            burst = np.exp(-0.5 * ((phase - 0.9) / 0.12) ** 2) * np.sin(2 * np.pi * 10 * times)
+            phase = (times + 0.5 * EVERY_S * number) % EVERY_S
+            burst = np.exp(-0.5 * ((phase - PEAK_S) / 0.12) ** 2) * np.sin(2 * np.pi * 10 * times)
             field += np.outer(head.leadfield()[:, source], 40e-9 * burst)
         cov = mne.make_ad_hoc_cov(head.info, verbose="ERROR")
         noise = rng.standard_normal(field.shape) * np.sqrt(np.asarray(cov["data"]))[:, None] * 0.25
@@ -88,7 +96,13 @@ class Laboratory:
             method: mne.minimum_norm.apply_inverse_raw(raw, operator, 1 / 9, method, verbose="ERROR").data
             for method in ("dSPM", "sLORETA")
         }
-        return raw.get_data().astype(np.float32), {m: e.astype(np.float32) for m, e in estimates.items()}
+        begun = np.rint((np.arange(0, SECONDS - EVERY_S, EVERY_S) + PEAK_S - 0.25 + EPOCH_S[0]) * SFREQ).astype(int)
+        n_epoch, data = round((EPOCH_S[1] - EPOCH_S[0]) * SFREQ), raw.get_data()
+        mean = np.mean([data[:, start : start + n_epoch] for start in begun], axis=0)
+        evoked = mne.EvokedArray(mean, raw.info, EPOCH_S[0], nave=len(begun), verbose="ERROR")
+        imaged = mne.minimum_norm.apply_inverse(evoked, operator, 1 / 9, "dSPM", verbose="ERROR").data
+        average = AverageEstimate(imaged.astype(np.float32), len(begun), 1, self.clock.now())
+        return data.astype(np.float32), {m: e.astype(np.float32) for m, e in estimates.items()}, average
 
     def publish(self, missing: bool) -> None:
         """The next hop; `missing`: without MEG."""
@@ -106,6 +120,8 @@ class Laboratory:
         for method, outlets in self.outlets.items():
             values = np.ascontiguousarray(self.estimates[method][:, at])
             outlets.publish(SourceEstimate(values, times, flags, self.hop * HOP, self.hop, "", stamps))
+        if self.hop % 90 == 0:
+            self.averages.publish(self.average)
         if self.hop % 50 == 0:
             self.health.publish(self._report(missing))
         self.hop += 1
@@ -127,41 +143,93 @@ def main() -> None:
     feed = Feed(laboratory.here, find=lambda engine, folder: laboratory.head)
     with tempfile.TemporaryDirectory() as folder:
         store = PreferencesStore(Path(folder) / "view.ini")
-        window = ViewWindow(feed, laboratory.here, store, settings=ViewSettings(size=(1280, 720)), remember=False)
-        window._timer.stop()
-        window.show()
         try:
-            shots(app, laboratory, feed, window)
+            for size, flat, take in (
+                ((1280, 720), False, shots),
+                ((2560, 1440), False, wide),
+                ((1280, 720), True, without_opengl),
+            ):
+                window = ViewWindow(
+                    feed, laboratory.here, store, settings=ViewSettings(size=size, flat=flat), remember=False
+                )
+                window._timer.stop()
+                window.show()
+                take(Stage(app, laboratory, feed, window))
+                window.end()
+                window.close()
         finally:
-            window.end()
             feed.close()
 
 
-def shots(app: QApplication, laboratory: Laboratory, feed: Feed, window: ViewWindow) -> None:
-    def run(seconds: float, missing: bool = False) -> None:
+@dataclass
+class Stage:
+    """A window on the laboratory."""
+
+    app: QApplication
+    laboratory: Laboratory
+    feed: Feed
+    window: ViewWindow
+
+    def run(self, seconds: float, *, missing: bool = False) -> None:
         for hop in range(round(seconds * SFREQ / HOP)):
-            laboratory.publish(missing)
-            feed.look()
-            feed.receive()
-            feed.receive_second()
-            feed.attend()
+            self.laboratory.publish(missing)
+            self.feed.look()
+            self.feed.receive()
+            self.feed.receive_second()
+            self.feed.attend()
             if hop % 2:
-                window.refresh(everything=True)
-        app.processEvents()
+                self.window.refresh(everything=True)
+        self.app.processEvents()
 
-    def grab(name: str) -> None:
-        window.refresh(everything=True)
-        app.processEvents()
-        window.grab().save(str(OUT / f"view-{name}.png"))
+    def until_brain(self) -> None:
+        self.run(0.4)
+        while self.window.main.pane is None:
+            self.run(0.02)
 
-    run(0.4)
-    while window.main.pane is None:
-        run(0.02)
+    def to_the_next_peak(self) -> None:
+        now = self.laboratory.hop * HOP / SFREQ
+        self.run(PEAK_S + EVERY_S * np.ceil((now - PEAK_S) / EVERY_S) - now)
+
+    def limit(self, numbers: str, what: str = "limits") -> None:
+        self.window.ask.answered.emit(what, numbers)
+        self.window.ask.give_up()
+
+    def grab(self, name: str) -> None:
+        self.window.refresh(everything=True)
+        self.app.processEvents()
+        self.window.grab().save(str(OUT / f"view-{name}.png"))
+
+
+def wide(stage: Stage) -> None:
+    """A large screen."""
+    stage.until_brain()
+    stage.window.choose("theme", "dark")
+    stage.limit("5 8 18")
+    stage.window.act("compare")
+    stage.run(13.0)
+    stage.limit("5 8 18", "limits beside")
+    stage.to_the_next_peak()
+    stage.grab("wide")
+    stage.window.act("compare")
+
+
+def without_opengl(stage: Stage) -> None:
+    """Drawn flat."""
+    stage.until_brain()
+    stage.window.choose("layout", "split")
+    stage.limit("5 8 18")
+    stage.run(10.0)
+    stage.to_the_next_peak()
+    stage.grab("flat")
+
+
+def shots(stage: Stage) -> None:
+    """Every mode at 1280 x 720."""
+    laboratory, window, run, grab = stage.laboratory, stage.window, stage.run, stage.grab
+    stage.until_brain()
     run(13.0)
-    window.ask.answered.emit("limits", "5 8 18")
-    window.ask.hide()
-    peak = 0.9 + 1.8 * np.ceil((laboratory.hop * HOP / SFREQ) / 1.8)
-    run(peak - laboratory.hop * HOP / SFREQ)
+    stage.limit("5 8 18")
+    stage.to_the_next_peak()
     grab("live")
     window.choose("layout", "split")
     run(1.8)
@@ -172,6 +240,12 @@ def shots(app: QApplication, laboratory: Laboratory, feed: Feed, window: ViewWin
     run(1.8)
     grab("compare")
     window.act("compare")
+    window.act("average")
+    run(3.6)
+    stage.limit("6 12 45", "limits beside")
+    run(0.4)
+    grab("average")
+    window.act("average")
     window.act("sensors")
     run(3.6, missing=True)
     grab("missing")
@@ -190,7 +264,7 @@ def shots(app: QApplication, laboratory: Laboratory, feed: Feed, window: ViewWin
     window.act("pause")
     grab("paused")
     window.help.show()
-    app.processEvents()
+    stage.app.processEvents()
     window.help.grab().save(str(OUT / "view-keys.png"))
 
 

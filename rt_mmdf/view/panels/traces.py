@@ -20,6 +20,7 @@ SHOWN_TYPES = (ChannelType.EEG, ChannelType.MAG, ChannelType.GRAD)
 NAMES = {ChannelType.EEG: "EEG", ChannelType.MAG: "Magnetometers", ChannelType.GRAD: "Gradiometers"}
 INK = 0.22  # opacity of one channel; where n lie over each other, 1 - (1 - INK)^n
 RANGE_QUANTILE = 0.995  # of the magnitudes: a single jump does not squeeze all channels
+RANGE_STEP = 4  # every so manyth sample is enough for it
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ class TracesPanel(Chart):
         own = np.array([i for i, of in enumerate(traces.types) if of is kind])
         is_bad = np.array([traces.names[i] in traces.bads for i in own])
         recent = (traces.times > self._until - self.seconds) & (traces.times <= self._until)
-        good = traces.data[own[~is_bad]][:, recent]
+        good = traces.data[np.ix_(own[~is_bad], np.flatnonzero(recent)[::-RANGE_STEP])]
         finite = np.abs(good[np.isfinite(good)])
         high = self._ranges[kind].hold(float(np.quantile(finite, RANGE_QUANTILE)) * 1.15 if len(finite) else 0.0)
         colour = getattr(self.theme, kind.value)
