@@ -680,7 +680,7 @@ class ViewWindow(QMainWindow):
         return True
 
     def _next_live(self, newest: int) -> int:
-        """The picture after the last one, as long as the newest is near enough to be caught up with: none is left out then."""
+        """The picture after the last one, as long as the newest is near enough to be caught up with."""
         last = self._last_live
         return newest if last is None or not last < newest <= last + CATCH_UP else last + 1
 

@@ -35,7 +35,7 @@ from rt_mmdf.view.settings import ViewSettings
 from rt_mmdf.view.window import ViewWindow
 
 OUT = Path(__file__).parent
-SFREQ, HOP, SECONDS = 250.0, 5, 30.0
+SFREQ, HOP, SECONDS = 250.0, 5, 36.0  # whole bursts: it goes round and round
 PLACES_MM = ((-42, -22, 52), (50, -22, 8))  # left somatosensory, right auditory cortex
 EVERY_S, PEAK_S = 1.8, 0.9  # a burst of the first place, and its peak
 EPOCH_S = (-0.3, 0.5)  # around an event 0.25 s before that peak
@@ -184,11 +184,12 @@ class Stage:
     def until_brain(self) -> None:
         self.run(0.4)
         while self.window.main.pane is None:
-            self.run(0.02)
+            self.run(0.04)
 
-    def to_the_next_peak(self) -> None:
+    def to_the_next_peak(self, *, missing: bool = False) -> None:
+        """At least one burst later."""
         now = self.laboratory.hop * HOP / SFREQ
-        self.run(PEAK_S + EVERY_S * np.ceil((now - PEAK_S) / EVERY_S) - now)
+        self.run(PEAK_S + EVERY_S * (np.ceil((now - PEAK_S) / EVERY_S) + 1) - now, missing=missing)
 
     def limit(self, numbers: str, what: str = "limits") -> None:
         self.window.ask.answered.emit(what, numbers)
@@ -232,27 +233,26 @@ def shots(stage: Stage) -> None:
     stage.to_the_next_peak()
     grab("live")
     window.choose("layout", "split")
-    run(1.8)
+    stage.to_the_next_peak()
     grab("split")
     window.choose("layout", "both")
     window.act("compare")
     window.act("health")
-    run(1.8)
+    stage.to_the_next_peak()
     grab("compare")
     window.act("compare")
     window.act("average")
-    run(3.6)
-    stage.limit("6 12 45", "limits beside")
-    run(0.4)
+    stage.to_the_next_peak()
+    stage.limit("25 45 120", "limits beside")
+    stage.to_the_next_peak()
     grab("average")
     window.act("average")
     window.act("sensors")
-    run(3.6, missing=True)
+    stage.to_the_next_peak(missing=True)
     grab("missing")
     window.choose("theme", "light")
     window.choose("surface", "pial")
     window.act("camera_left")
-    run(1.8)
     cortex = window._cortex
     if cortex is not None:
         apart = np.linalg.norm(laboratory.head.source_positions_mm - PLACES_MM[0], axis=1)
@@ -260,7 +260,7 @@ def shots(stage: Stage) -> None:
     window.act("mark")
     window.ask._edit.setText("eyes closed")
     window.ask._answer()
-    run(1.8)
+    stage.to_the_next_peak()
     window.act("pause")
     grab("paused")
     window.help.show()
