@@ -45,6 +45,11 @@ class PictureBar(QToolBar):
         self._compare = self._button("compare", "Compare", checkable=True)
         for action, text in (("mark", "Mark"), ("snapshot", "Picture"), ("film", "Film"), ("help", "?")):
             self._button(action, text)
+        more = self.findChild(QToolButton, "qt_toolbar_ext_button")  # Qt's own, where the window is too narrow for all
+        if more is not None:
+            more.setToolButtonStyle(Qt.ToolButtonStyle.ToolButtonTextOnly)
+            more.setText("»")
+            more.setToolTip("More")
 
     def show_choice(self, name: str, value: str) -> None:
         """The value of a preference, where it has a box."""

@@ -111,6 +111,7 @@ def stylesheet(theme: Theme) -> str:
     QToolBar QLabel {{ color: {theme.muted}; padding-left: 6px; }}
     QToolButton, QPushButton {{ background: {theme.panel}; color: {theme.text}; border: 1px solid {theme.edge};
         border-radius: 4px; padding: 3px 7px; }}
+    #qt_toolbar_ext_button {{ padding: 0; border: none; font-weight: bold; }}
     QToolButton:hover, QPushButton:hover, QComboBox:hover {{ border-color: {theme.accent}; }}
     QToolButton:focus, QPushButton:focus, QComboBox:focus {{ border-color: {theme.accent}; }}
     QToolButton:checked, QPushButton:checked {{ background: {theme.accent}; color: {theme.background};
