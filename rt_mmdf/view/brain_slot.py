@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from enum import Enum, auto
+
 from PySide6.QtCore import Qt
 from PySide6.QtWidgets import QLabel, QVBoxLayout, QWidget
 
 from rt_mmdf.view.colours import ColourScale
 from rt_mmdf.view.pane import BrainPane
+
+
+class LimitsFrom(Enum):
+    """Who has set the limits of the colours."""
+
+    DEFAULT = auto()
+    FIRST_SECONDS = auto()
+    PERSON = auto()
 
 
 class BrainSlot(QWidget):
@@ -16,7 +26,7 @@ class BrainSlot(QWidget):
         super().__init__(parent)
         self.pane: BrainPane | None = None
         self.scale: ColourScale | None = None
-        self.calibrated = False
+        self.limits_from = LimitsFrom.DEFAULT
         self.key = ""
         self.shown: object = None
         self._title, self._words = QLabel(self), QLabel(self)
@@ -50,7 +60,7 @@ class BrainSlot(QWidget):
         if pane is not None:
             self._column.addWidget(pane, 1)
 
-    def set_scale(self, scale: ColourScale, calibrated: bool) -> None:
-        self.scale, self.calibrated = scale, calibrated
+    def set_scale(self, scale: ColourScale, limits_from: LimitsFrom) -> None:
+        self.scale, self.limits_from = scale, limits_from
         if self.pane is not None:
             self.pane.set_scale(scale)

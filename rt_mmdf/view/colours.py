@@ -15,6 +15,7 @@ Mode = Literal["fixed", "auto"]
 LOW, FULL = 0.35, 0.55  # of the upper end, where no more is said
 TIME_CONSTANT_S = 10.0
 BASELINE_QUANTILE = 0.95
+SPAN_QUANTILE = 0.98
 # Upper ends where neither a baseline nor limits are given. Moments: an evoked response; standardised maps: about three times
 # the largest of some thousand values of noise.
 HIGH_MOMENT, HIGH_STANDARDISED = 20e-9, 12.0
@@ -134,16 +135,13 @@ class ColourScale:
         ConfigurationError
             No frame holds a finite value other than 0.
         """
-        size = np.where(np.isfinite(frames), np.abs(frames), 0.0)
-        peaks = size.max(axis=0) if size.size else np.zeros(0)
-        peaks = peaks[peaks > 0]
-        if not len(peaks):
-            raise ConfigurationError(
-                f"colour scale: a baseline of shape {np.shape(frames)} without a finite value other than 0; expected are "
-                "estimates. Wait until the engine publishes some, or set the limits by hand."
-            )
-        low = float(np.quantile(peaks, BASELINE_QUANTILE))
+        low = float(np.quantile(_peaks(frames), BASELINE_QUANTILE))
         return self.with_limits(low / LOW, low)
+
+    def spanning(self, frames: NDArray[np.floating]) -> ColourScale:
+        """Fixed limits that end with the largest magnitude of all but the strongest 2 % of frames; for the rest see
+        `calibrated`."""
+        return self.with_limits(float(np.quantile(_peaks(frames), SPAN_QUANTILE)))
 
     def observe(self, values: NDArray[np.floating], seconds: float) -> bool:
         """A frame was shown for so long. True where this changed the limits: never in mode ``fixed``.
@@ -207,6 +205,19 @@ class ColourScale:
     def says(self) -> str:
         """For the screen: ``fixed``, or ``auto, 10 s``."""
         return "fixed" if self.mode == "fixed" else f"auto, {self.time_constant_s:g} s"
+
+
+def _peaks(frames: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Largest magnitude of each of the frames (n_sources, n_frames) that has one."""
+    size = np.where(np.isfinite(frames), np.abs(frames), 0.0)
+    peaks = size.max(axis=0) if size.size else np.zeros(0)
+    peaks = peaks[peaks > 0]
+    if not len(peaks):
+        raise ConfigurationError(
+            f"colour scale: a baseline of shape {np.shape(frames)} without a finite value other than 0; expected are "
+            "estimates. Wait until the engine publishes some, or set the limits by hand."
+        )
+    return np.asarray(peaks)
 
 
 def greyed(table: NDArray[np.uint8]) -> NDArray[np.uint8]:

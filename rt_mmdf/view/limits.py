@@ -1,4 +1,4 @@
-"""The limits of the colours of both brains: calibrated, set by hand, or the defaults, which the screen names."""
+"""The limits of the colours of both brains: calibrated, set by hand, of the first seconds, or defaults; the screen says."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from rt_mmdf.core.blocks import Float32
 from rt_mmdf.core.errors import ConfigurationError
 from rt_mmdf.sinks.colours import readable
-from rt_mmdf.view.brain_slot import BrainSlot
+from rt_mmdf.view.brain_slot import BrainSlot, LimitsFrom
 from rt_mmdf.view.colours import ColourScale, Mode
 
 LIMITS_STEP = 0.9
@@ -42,11 +42,11 @@ class KeptLimits:
         else:
             low, full, high = limits
             scale = ColourScale(unit, signed=signed, low=low, full=full, high=high, mode=mode)
-        slot.set_scale(scale, limits is not None)
+        slot.set_scale(scale, LimitsFrom.DEFAULT if limits is None else LimitsFrom.PERSON)
 
     def keep(self, slot: BrainSlot, scale: ColourScale) -> None:
         """Fix the limits of a brain, and keep them for what it shows."""
-        slot.set_scale(scale, True)
+        slot.set_scale(scale, LimitsFrom.PERSON)
         self.by_key.pop(slot.key, None)  # the newest last: the oldest are forgotten first
         self.by_key[slot.key] = (scale.low, scale.full, scale.high)
 
@@ -61,6 +61,20 @@ class KeptLimits:
         if slot.scale is None or slot.pane is None or frames is None:
             return False
         self.keep(slot, slot.scale.calibrated(frames))
+        return True
+
+    def begin(self, slot: BrainSlot, frames: Float32) -> bool:
+        """Take the limits of moments, which no default can know, once from the first `frames`. Whether it was done.
+
+        What stands in a unit of noise has good defaults, and limits that a person or the auto mode sets are left alone.
+        """
+        scale = slot.scale
+        if scale is None or scale.unit != "A m" or scale.mode != "fixed" or slot.limits_from is not LimitsFrom.DEFAULT:
+            return False
+        try:
+            slot.set_scale(scale.spanning(frames), LimitsFrom.FIRST_SECONDS)
+        except ConfigurationError:  # nothing but zeros so far
+            return False
         return True
 
     def multiply(self, slot: BrainSlot, factor: float) -> None:

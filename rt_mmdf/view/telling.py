@@ -7,6 +7,7 @@ from datetime import datetime
 
 from rt_mmdf.core.blocks import Flag
 from rt_mmdf.sinks.colours import readable
+from rt_mmdf.view.brain_slot import LimitsFrom
 from rt_mmdf.view.colours import ColourScale
 from rt_mmdf.view.cortex import Place
 from rt_mmdf.view.feed import FeedState, Status
@@ -20,6 +21,7 @@ from rt_mmdf.view.streams import EngineDescription
 OLD_S = 1.0
 """An estimate older than this is shown greyed, with its age."""
 LATE_S = 0.25
+FIRST_S = 4.0  # of moments, from which their first limits are taken
 """From this age on it is said as a warning."""
 
 
@@ -75,11 +77,18 @@ def clock_words(stamp: float, state: FeedState, local_now: float, wall_now: floa
     return f"{moment:%H:%M:%S}.{moment.microsecond // 1000:03d}"
 
 
-def scale_words(scale: ColourScale, calibrated: bool) -> str:
+def scale_words(scale: ColourScale, limits_from: LimitsFrom) -> str:
     """``0.4 to 2.3 nA m, fixed``; says so where nobody has set the limits."""
     factor, label = readable(scale.high, scale.unit)
-    source = scale.says if calibrated or scale.mode == "auto" else f"default, press {keys_of('calibrate')}"
-    return f"{number(scale.low * factor)} to {number(scale.high * factor)} {label}, {source}"
+    return f"{number(scale.low * factor)} to {number(scale.high * factor)} {label}, {limits_words(scale, limits_from)}"
+
+
+def limits_words(scale: ColourScale, limits_from: LimitsFrom) -> str:
+    """``fixed``, ``auto, 10 s``, or where limits come from that nobody has set."""
+    if limits_from is LimitsFrom.PERSON or scale.mode == "auto":
+        return scale.says
+    whose = "default" if limits_from is LimitsFrom.DEFAULT else f"of the first {FIRST_S:g} s"
+    return f"{whose}, press {keys_of('calibrate')}"
 
 
 def status_figures(

@@ -36,7 +36,7 @@ from rt_mmdf.core.errors import RtMmdfError
 from rt_mmdf.headmodel.head import HeadModel
 from rt_mmdf.lsl.interface import Transport
 from rt_mmdf.view.ask_line import AskLine
-from rt_mmdf.view.brain_slot import BrainSlot
+from rt_mmdf.view.brain_slot import BrainSlot, LimitsFrom
 from rt_mmdf.view.cortex import Cortex, Place
 from rt_mmdf.view.feed import Feed, FeedState
 from rt_mmdf.view.film import Picture, PictureFiles, captioned, pixels
@@ -58,11 +58,13 @@ from rt_mmdf.view.shortcuts import BY_ACTION, SHORTCUTS, help_page, keys_of
 from rt_mmdf.view.side_panels import SidePanels, kept_frame, strengths
 from rt_mmdf.view.streams import EngineDescription
 from rt_mmdf.view.telling import (
+    FIRST_S,
     banner,
     caption,
     clock_words,
     is_old,
     limits_key,
+    limits_words,
     scale_words,
     status_figures,
     unit_of,
@@ -298,7 +300,7 @@ class ViewWindow(QMainWindow):
             elif name == "surface":
                 self._set_surface(slot.pane, value)
             elif name == "scale_mode" and slot.scale is not None:
-                slot.set_scale(slot.scale.in_mode(value), slot.calibrated)  # type: ignore[arg-type]
+                slot.set_scale(slot.scale.in_mode(value), slot.limits_from)  # type: ignore[arg-type]
             slot.shown = None
         self._done_at.clear()
 
@@ -381,7 +383,7 @@ class ViewWindow(QMainWindow):
             return
         if fixed:
             self._limits_changed()
-            told = "; ".join(scale_words(slot.scale, True) for slot in fixed if slot.scale is not None)
+            told = "; ".join(scale_words(slot.scale, slot.limits_from) for slot in fixed if slot.scale is not None)
             self.tell(f"95 % of the last {BASELINE_S:g} s would now show nothing: {told}.")
 
     def _baseline(self, history: History | None) -> Float32 | None:
@@ -421,6 +423,16 @@ class ViewWindow(QMainWindow):
         self._limits_changed()
         if not beside:
             self._ask_limits(beside=True)
+
+    def _begin_limits(self) -> None:
+        """Once the first seconds are there: see `KeptLimits.begin`."""
+        second = self._state.second.history if self._beside == "second" and self._state.second is not None else None
+        for slot, history in ((self.main, self._state.history), (self.beside, second)):
+            if history is None or len(history) < FIRST_S * history.frame_rate or slot.limits_from is not LimitsFrom.DEFAULT:
+                continue
+            frames = self._baseline(history)
+            if frames is not None and np.isfinite(frames[0]).sum() >= FIRST_S * history.frame_rate:
+                slot.shown = None if self.limits.begin(slot, frames) else slot.shown
 
     def _limits_changed(self) -> None:
         self._done_at.pop("status", None)
@@ -491,7 +503,7 @@ class ViewWindow(QMainWindow):
         """What is shown now, with colour bar, time, and how to read it: (height, width, 3)."""
         engine = self._state.engine
         stamp = math.nan if self._frame is None else self._frame.time
-        scale = "" if self.main.scale is None else scale_words(self.main.scale, self.main.calibrated)
+        scale = "" if self.main.scale is None else scale_words(self.main.scale, self.main.limits_from)
         words = self.playback.words()
         if engine is not None and self.playback.mode is Mode.LIVE and is_old(self._state):
             words = f"engine silent for {spoken(self._state.silent_s)}"
@@ -576,6 +588,7 @@ class ViewWindow(QMainWindow):
         self._state = self._feed.state()
         if self._due("check", SLOW_S):
             self._check_feed()
+            self._begin_limits()
         self._follow_head()
         if self._draw_brain(elapsed):
             self._cost_ms.append(1e3 * (time.perf_counter() - now))
@@ -745,8 +758,7 @@ class ViewWindow(QMainWindow):
 
     def _draw_second(self, engine: EngineDescription, history: History) -> None:
         """The same instant by the second solver."""
-        limits = "" if self.beside.calibrated else f"; default limits, {keys_of('calibrate')} calibrates"
-        self.beside.set_title(engine.solver + limits)
+        self.beside.set_title(engine.solver + self._whose_limits())
         number = history.number_at(self._frame.time) if self._frame is not None else None
         if number is None or (number, self._measure) == self.beside.shown:
             return
@@ -773,8 +785,12 @@ class ViewWindow(QMainWindow):
         signed = bool(len(finite)) and float(finite.min()) < 0
         self._fit_limits(self.beside, stream.unit or stream.solver, key, signed)
         self.beside.pane.set_values(values)
-        limits = "" if self.beside.calibrated else f"; default limits, {keys_of('calibrate')} calibrates"
-        self.beside.set_title(f"average {stream.event}, {trials_words(average.n_trials)}, {latency}{limits}")
+        self.beside.set_title(f"average {stream.event}, {trials_words(average.n_trials)}, {latency}{self._whose_limits()}")
+
+    def _whose_limits(self) -> str:
+        """Of the brain beside, for its title; the status line tells of the main one."""
+        scale, limits_from = self.beside.scale, self.beside.limits_from
+        return "" if scale is None or limits_from is LimitsFrom.PERSON else f"; limits: {limits_words(scale, limits_from)}"
 
     def _draw_panels(self, *, all_at_once: bool) -> None:
         """The panel whose turn has come longest ago, if there is one: all of them at once would hold up the next picture."""
@@ -837,7 +853,7 @@ class ViewWindow(QMainWindow):
             self._frame,
             self._measure,
             clock=self._clock(math.nan if self._frame is None else self._frame.time),
-            scale="" if self.main.scale is None else scale_words(self.main.scale, self.main.calibrated),
+            scale="" if self.main.scale is None else scale_words(self.main.scale, self.main.limits_from),
             pictures_per_s=recent,
             n_dropped=self.n_dropped,
             filming=filming,

@@ -25,6 +25,7 @@ from rt_mmdf.lsl.interface import Clock
 from rt_mmdf.lsl.memory import ManualClock, MemoryTransport
 from rt_mmdf.runtime.worker import Worker
 from rt_mmdf.sinks.sources import SourceSpaceDescription
+from rt_mmdf.view.brain_slot import LimitsFrom
 from rt_mmdf.view.camera import LAYOUTS
 from rt_mmdf.view.feed import Feed, FeedState
 from rt_mmdf.view.film import pixels
@@ -387,7 +388,26 @@ def test_limits_of_the_command_line_are_those_of_the_first_brain(lab: Lab, qtbot
     assert isinstance(window.main.pane, FlatBrainView)
     assert window.main.scale is not None
     assert (window.main.scale.low, window.main.scale.full, window.main.scale.high) == (1.0, 2.0, 3.0)
-    assert window.main.calibrated
+    assert window.main.limits_from is LimitsFrom.PERSON
+
+
+def test_moments_are_limited_once_by_their_first_seconds_and_it_is_said(lab: Lab, qtbot: QtBot) -> None:
+    window = lab.open(qtbot)
+    engine = PublishingEngine(lab.there, "e", sources_of(lab.head), sfreq=200.0, solver="fusion", unit="A m", more=LISTENS)
+    lab.run(engine, 0.1, 2e-9)
+    lab.until_brain(qtbot)
+    lab.run(engine, 1.0, 2e-9)
+    scale = window.main.scale
+    assert scale is not None
+    assert (scale.high, window.main.limits_from) == (20e-9, LimitsFrom.DEFAULT)
+    lab.run(engine, 4.0, 2e-9)
+    first = window.main.scale
+    assert first is not None
+    assert first.high == pytest.approx(2e-9, rel=1e-3)
+    assert any("of the first 4 s, press C" in figure.text for figure in window.status.figures)
+    lab.run(engine, 5.0, 50e-9)
+    assert window.main.scale is first  # once
+    assert not window.limits.by_key  # and for this window alone
 
 
 def test_pictures_and_films_come_out(running: Running, qtbot: QtBot) -> None:
