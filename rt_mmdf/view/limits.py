@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 
 from rt_mmdf.core.blocks import Float32
 from rt_mmdf.core.errors import ConfigurationError
@@ -63,19 +64,18 @@ class KeptLimits:
         self.keep(slot, slot.scale.calibrated(frames))
         return True
 
-    def begin(self, slot: BrainSlot, frames: Float32) -> bool:
-        """Take the limits of moments, which no default can know, once from the first `frames`. Whether it was done.
-
-        What stands in a unit of noise has good defaults, and limits that a person or the auto mode sets are left alone.
-        """
+    def can_begin(self, slot: BrainSlot) -> bool:
+        """Whether the limits of a brain are still to be taken from its first seconds: those of moments, which no default can
+        know. What stands in a unit of noise has good defaults; limits of a person or of the auto mode are left alone."""
         scale = slot.scale
-        if scale is None or scale.unit != "A m" or scale.mode != "fixed" or slot.limits_from is not LimitsFrom.DEFAULT:
-            return False
-        try:
-            slot.set_scale(scale.spanning(frames), LimitsFrom.FIRST_SECONDS)
-        except ConfigurationError:  # nothing but zeros so far
-            return False
-        return True
+        is_fixed_moment = scale is not None and scale.unit == "A m" and scale.mode == "fixed"
+        return is_fixed_moment and slot.limits_from is LimitsFrom.DEFAULT
+
+    def begin(self, slot: BrainSlot, frames: Float32) -> None:
+        """Take the limits from the first `frames`, once; nothing but zeros changes nothing."""
+        if slot.scale is not None and self.can_begin(slot):
+            with suppress(ConfigurationError):
+                slot.set_scale(slot.scale.spanning(frames), LimitsFrom.FIRST_SECONDS)
 
     def multiply(self, slot: BrainSlot, factor: float) -> None:
         """Move all three limits of a brain, where there is one."""

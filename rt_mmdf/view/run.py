@@ -96,7 +96,7 @@ def _render(feed: Feed, transport: Transport, store: PreferencesStore, settings:
         if not _until(lambda: window.has_estimate, settings.wait_s):
             state = feed.state()
             raise StreamNotFound(
-                f"view: no estimate to show within {settings.wait_s:g} s. {state.problem or state.note} "
+                f"view: no estimate to show within {settings.wait_s:g} s. {state.problem or state.note}\n"
                 "Is the engine running? `rt-mmdf streams` lists what there is; --wait gives it more time."
             )
         begun = time.monotonic()

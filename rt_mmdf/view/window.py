@@ -428,11 +428,11 @@ class ViewWindow(QMainWindow):
         """Once the first seconds are there: see `KeptLimits.begin`."""
         second = self._state.second.history if self._beside == "second" and self._state.second is not None else None
         for slot, history in ((self.main, self._state.history), (self.beside, second)):
-            if history is None or len(history) < FIRST_S * history.frame_rate or slot.limits_from is not LimitsFrom.DEFAULT:
+            if history is None or len(history) < FIRST_S * history.frame_rate or not self.limits.can_begin(slot):
                 continue
             frames = self._baseline(history)
             if frames is not None and np.isfinite(frames[0]).sum() >= FIRST_S * history.frame_rate:
-                slot.shown = None if self.limits.begin(slot, frames) else slot.shown
+                self.limits.begin(slot, frames)
 
     def _limits_changed(self) -> None:
         self._done_at.pop("status", None)
