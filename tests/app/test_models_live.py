@@ -94,11 +94,12 @@ def joined(estimates: list[SourceEstimate]) -> tuple[np.ndarray, np.ndarray]:
     return np.hstack([e.data for e in estimates]), np.concatenate([e.flags for e in estimates])
 
 
+@pytest.mark.parametrize("backend", ["torch", "onnxruntime"])
 @pytest.mark.parametrize("kind", ["mmdf", "fusion"])
 def test_live_is_the_network_offline_and_says_its_name(
-    kind: str, lab: Lab, content: dict[str, Any], models: Path, sensors: mne.io.BaseRaw, tmp_path: Path
+    kind: str, backend: str, lab: Lab, content: dict[str, Any], models: Path, sensors: mne.io.BaseRaw, tmp_path: Path
 ) -> None:
-    content["solver"] = {"model": str(models / kind), "refresh_ms": 20}
+    content["solver"] = {"model": str(models / kind), "refresh_ms": 20, "lag_ms": 12, "backend": backend}
     content["output"] = {"files": {"prefix": str(tmp_path / "estimates")}}
     publish(lab, sensors)
     session, estimates = lab.image(content)
@@ -119,11 +120,11 @@ def test_live_is_the_network_offline_and_says_its_name(
     network = build_network(artefact.kind, artefact.options, arrays := forward_arrays(head, whitener, head.ch_names))
     network.load_state_dict({key: torch.from_numpy(values.copy()) for key, values in artefact.weights.items()})
     prepared, seen = network.eval().prepare(arrays), torch.from_numpy(whitened[order])
-    step, refresh = 2, 5  # 250 Hz to about 100 Hz; 20 ms
+    step, refresh, lag = 2, 5, 3  # 250 Hz to about 100 Hz; 20 and 12 ms
     size = np.linalg.norm(whitened, axis=0)
     # the window is full there: the very first sample behind a filter is zero, and counts as unknown
     for t in (start + int(size[start : start + 50].argmax()) for start in (62, 150, 300)):
-        t0 = t // refresh * refresh
+        t0 = (t - lag) // refresh * refresh
         window = seen[None, :, t0 % step : t0 + 1 : step][:, :, -network.n_times :] if network.n_times > 1 else None
         with torch.inference_mode():
             if kind == "fusion":
@@ -138,6 +139,10 @@ def test_live_is_the_network_offline_and_says_its_name(
     assert (card["solver"], card["unit"], card["n_sources"]) == (name, "A m", 1284)
     assert card["model"]["network"] == kind
     assert card["model"]["weights_sha256"] == artefact.weights_sha256
+    assert card["model"]["backend"] == {"name": backend, "precision": "fp32", "device": "cpu", "fallen_back": None}
+    status = session.status()["model"]
+    n_windows = 0 if kind == "mmdf" else -(-data.shape[1] // refresh)
+    assert (status["windows"], status["late_windows"], status["lag_ms"]) == (n_windows, 0, 12.0 if n_windows else 0.0)
     described = session.outlets.streams[0]
     assert described.extra["estimate/solver"] == name
     assert described.extra["estimate/unit"] == "A m"
@@ -306,7 +311,7 @@ def hear(lab: Lab, name: str) -> Any:
 def test_a_model_beside_a_classical_inverse_images_what_it_would_alone(
     kind: str, lab: Lab, content: dict[str, Any], models: Path, sensors: mne.io.BaseRaw
 ) -> None:
-    model = {"model": str(models / kind), "refresh_ms": 20}
+    model = {"model": str(models / kind), "refresh_ms": 20, "backend": "torch"}
     publish(lab, sensors)
     noise = {"head": {"spacing": "ico3"}}
     heard = []
@@ -341,7 +346,7 @@ def test_averages_are_imaged_by_a_network_of_their_own(
     lab: Lab, content: dict[str, Any], models: Path, sensors: mne.io.BaseRaw
 ) -> None:
     content["preprocessing"]["filters"]["max_settling_s"] = 0.4
-    content["solver"] = {"model": str(models / "fusion"), "refresh_ms": 20}
+    content["solver"] = {"model": str(models / "fusion"), "refresh_ms": 20, "backend": "torch"}
     publish(lab, sensors)
     lab.publish_events("stimuli", [(0.9, "1"), (1.3, "1"), (1.7, "1")])
     average = {"markers": {"name": "stimuli"}, "events": {"e": [1]}, "tmax_s": 0.2, "max_hz": 125.0, "update_s": 0}
@@ -356,7 +361,7 @@ def test_averages_are_imaged_by_a_network_of_their_own(
     averages = session.optional.average._averages
     own = averages.average("e")
     assert own.n_trials == 3
-    operator = session.imaging.build(session.imaging.full_key())
+    operator = session.imaging.build(session.imaging.full_key(), at_once=True)
     whitened = np.sqrt(3) * (operator.whitener.matrix @ own.data)
     expected = operator.solver(np.asfortranarray(whitened, dtype=np.float32), whitened.shape[1]) / np.sqrt(3)
     shown = np.flatnonzero(np.rint(averages.latencies * SFREQ) % 2 == 0)
