@@ -92,11 +92,14 @@ class NetworkSolver:
         self._n_sources, self._n_channels = n_sources, n_channels
         self._rows = None if np.array_equal(rows, np.arange(n_channels)) else rows
         self._n_times, self._step, self._refresh, self._lag = n_times, step, refresh, lag
-        self._background, self._counts = background or Background(), RefreshCounts()
+        self._background, self._counts = Background(), RefreshCounts()
         self.reset()
         for n in WARM_UP:
             self._image(np.ones((n_channels, n_times * step + n), np.float32), n)
-        self._counts = counts or RefreshCounts()
+        if background is not None:
+            self._background = background
+        if counts is not None:
+            self._counts = counts
         self.reset()
 
     def reset(self) -> None:
@@ -169,7 +172,12 @@ class NetworkSolver:
         if self._coming is None or self._due > 0:
             return
         if self._coming.ready:
-            self._context, self._coming = self._coming.value(), None
+            try:
+                self._context, self._coming = self._coming.value(), None
+            except Exception as error:
+                raise SolverError(
+                    f"network: nothing can be made of a window: {type(error).__name__}: {error}. Are its numbers finite?"
+                ) from error
         elif not self._is_late:
             self._is_late = True
             self._counts.late += 1
