@@ -108,3 +108,17 @@ def trial_samples(leadfield: Array, used: NDArray[np.bool_], n_times: int = N_TR
         power = rng.uniform(0.5, 100) * used.sum()
         samples[:, t] += field * np.sqrt(power / max(float(field @ field), 1e-30))
     return samples.astype(np.float32)
+
+
+def trial_windows(leadfield: Array, used: NDArray[np.bool_], n: int, n_times: int) -> Float32:
+    """Whitened windows (n, n_channels, n_times) at about 100 Hz: one to three sources that swing, 0 to 20 dB, in noise."""
+    rng = np.random.default_rng(1)
+    windows = rng.standard_normal((n, len(leadfield), n_times)) * used[:, None]
+    for number, window in enumerate(windows):
+        sources = rng.integers(leadfield.shape[1], size=1 + number % 3)
+        hz, phase = rng.uniform(2, 15, (len(sources), 1)), rng.uniform(0, 2 * np.pi, (len(sources), 1))
+        course = np.sin(2 * np.pi * hz * np.arange(n_times) / 100 + phase)
+        signal = leadfield[:, sources] @ course
+        power = 10 ** rng.uniform(0, 2) * used.sum()
+        window += signal * np.sqrt(power / max(float(np.square(signal).sum(axis=0).mean()), 1e-30))
+    return windows.astype(np.float32)

@@ -67,12 +67,13 @@ class Programs:
 
     def __init__(self, task: Task) -> None:
         self.task = task
-        self._compiled: dict[tuple[BackendName, Precision], Any] = {}
+        self._onnxruntime: OnnxRuntimeProgram | None = None
+        self._engines: dict[Precision, TensorRtProgram] = {}
         self._truth: Any = None
 
     def runner(self, backend: BackendName, precision: Precision = "fp32") -> Runner:
         """A runner with buffers of its own; BackendUnavailable or SolverError where there can be none."""
-        task, key = self.task, (backend, precision)
+        task = self.task
         if precision not in precisions_of(backend, task):
             known = ", ".join(precisions_of(backend, task))
             raise SolverError(f"{task.name}: precision {precision!r} on {backend} seen; expected one of {known}.")
@@ -82,10 +83,17 @@ class Programs:
             return TorchRunner(task)
         if backend == "torch-cuda":
             return CudaRunner(task, precision)
-        if key not in self._compiled:
-            self._compiled[key] = OnnxRuntimeProgram(task) if backend == "onnxruntime" else TensorRtProgram(task, precision)
-        program = self._compiled[key]
-        return OnnxRuntimeRunner(program) if backend == "onnxruntime" else TensorRtRunner(program)
+        if backend == "onnxruntime":
+            if self._onnxruntime is None:
+                self._onnxruntime = OnnxRuntimeProgram(task)
+            return OnnxRuntimeRunner(self._onnxruntime)
+        return TensorRtRunner(self.tensorrt(precision))
+
+    def tensorrt(self, precision: Precision) -> TensorRtProgram:
+        """The engines of a precision."""
+        if precision not in self._engines:
+            self._engines[precision] = TensorRtProgram(self.task, precision)
+        return self._engines[precision]
 
     def truth(self, trial: Trial) -> NDArray[np.float64]:
         """Moments of a trial in double precision on the processor."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -132,6 +134,21 @@ class RunnerBackend(TorchBackend):
             self._runner.load(*operands)
             self._loaded = context
         return self._runner(samples)
+
+
+def in_double(backend: TorchBackend) -> Any:
+    """The same network with the same operators in double precision, what others are compared with: of no hop's concern."""
+    return TorchBackend(deepcopy(backend._network).double(), _doubled(backend._prepared))
+
+
+def _doubled(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.double() if value.is_floating_point() else value
+    if isinstance(value, tuple):
+        return tuple(_doubled(entry) for entry in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{entry.name: _doubled(getattr(value, entry.name)) for entry in fields(value)})
+    return value
 
 
 def load_weights(network: torch.nn.Module, weights: Mapping[str, NDArray[Any]]) -> None:

@@ -11,10 +11,10 @@ import mne
 import numpy as np
 from numpy.typing import NDArray
 
-from rt_mmdf.backends.accuracy import trial_samples
+from rt_mmdf.backends.accuracy import trial_samples, trial_windows
 from rt_mmdf.backends.choice import Choice, Programs, Trial, choose, tried_runner
 from rt_mmdf.backends.interface import Precision, Runner, Wanted, describe
-from rt_mmdf.backends.torch_backend import RunnerBackend, TorchBackend, load_weights
+from rt_mmdf.backends.torch_backend import RunnerBackend, TorchBackend, in_double, load_weights
 from rt_mmdf.core.blocks import Float32
 from rt_mmdf.core.channels import Channels, Modality
 from rt_mmdf.core.errors import ArtefactError, ConfigurationError, SolverError
@@ -196,6 +196,22 @@ class NetworkSolver:
         return estimate
 
 
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """A network for the channels of the moment.
+
+    used : names of those that enter
+    rows : of the network, that the rows of the stream are
+    arrays, prepared : of all channels of the network, and what it makes of them
+    """
+
+    whitener: Whitener
+    used: frozenset[str]
+    rows: NDArray[np.intp]
+    arrays: ForwardArrays
+    prepared: Any
+
+
 class TrainedNetwork:
     """The network of an artefact with its weights, for one head and noise: makes the solver for any channels of it.
 
@@ -213,6 +229,7 @@ class TrainedNetwork:
 
     Attributes
     ----------
+    network : with its weights
     background : does, for solvers that lag, what takes long
     refreshed : counts of all solvers that lag
     choice : the backend; None before the first operator, and for networks that torch alone can run
@@ -260,8 +277,8 @@ class TrainedNetwork:
         used = channels_to_use(head, self._seen, bads if artefact.head_free else (), (), artefact.name)
         whitener = make_whitener(self._seen, used, head.info, noise_cov, self._projs)
         try:
-            self._network = build_network(artefact.kind, artefact.options, forward_arrays(head, whitener, used))
-            load_weights(self._network, artefact.weights)
+            self.network = build_network(artefact.kind, artefact.options, forward_arrays(head, whitener, used))
+            load_weights(self.network, artefact.weights)
         except (ValueError, ConfigurationError) as error:
             raise ArtefactError(
                 f"model {artefact.name!r} ({artefact.folder}): the {artefact.kind} network for {len(self._seen)} channels "
@@ -294,6 +311,23 @@ class TrainedNetwork:
         SolverError
             No channel is left, or the backend that was asked for cannot be had or is not true enough.
         """
+        fitted = self.fit(bads, missing_modalities)
+        solver = NetworkSolver(
+            self._backend(fitted),
+            n_sources=self._head.n_sources,
+            n_channels=len(self._seen),
+            rows=fitted.rows,
+            n_times=self.artefact.n_times,
+            step=self._step,
+            refresh=self._refresh,
+            lag=0 if at_once else self._lag,
+            background=self.background,
+            counts=None if at_once else self.refreshed,
+        )
+        return Operator(fitted.whitener, solver, fitted.used)
+
+    def fit(self, bads: Collection[str] = (), missing_modalities: Collection[Modality] = ()) -> Fitted:
+        """The network for the channels that can be used now; SolverError where there can be none."""
         name = self.artefact.name
         used = channels_to_use(self._head, self._channels, bads, missing_modalities, name)
         whitener = make_whitener(self._channels, used, self._head.info, self._noise_cov, self._projs)
@@ -302,33 +336,32 @@ class TrainedNetwork:
         matrix[np.ix_(rows, rows)] = whitener.matrix
         arrays = forward_arrays(self._head, Whitener(self._seen, matrix, whitener.rank), used)
         try:
-            prepared = self._network.prepare(arrays)
+            prepared = self.network.prepare(arrays)
         except ValueError as error:
             raise SolverError(
                 f"{name}: the network cannot be prepared for {len(used)} channels of head {self._head.name!r}: {error}."
             ) from error
-        solver = NetworkSolver(
-            self._backend(prepared, arrays),
-            n_sources=self._head.n_sources,
-            n_channels=len(self._seen),
-            rows=rows,
-            n_times=self.artefact.n_times,
-            step=self._step,
-            refresh=self._refresh,
-            lag=0 if at_once else self._lag,
-            background=self.background,
-            counts=None if at_once else self.refreshed,
-        )
-        return Operator(whitener, solver, used)
+        return Fitted(whitener, used, rows, arrays, prepared)
 
-    def trial(self, arrays: ForwardArrays, prepared: Any) -> tuple[Programs, Trial] | None:
-        """The task of what is done for every sample, and what to try backends on; None for networks that have none."""
-        network, samples = self._network, trial_samples(arrays.leadfield, arrays.used)
+    def trial(
+        self, fitted: Fitted, samples: Float32 | None = None, window: Float32 | None = None
+    ) -> tuple[Programs, Trial] | None:
+        """The task of what is done for every sample, and what to try backends on; None for networks that have none.
+
+        Parameters
+        ----------
+        samples : (n_channels, n), whitened, in the order of the network; None: simulated
+        window : (n_channels, n_times), likewise, for networks that see one
+        """
+        network, arrays = self.network, fitted.arrays
+        if samples is None:
+            samples = trial_samples(arrays.leadfield, arrays.used)
         if isinstance(network, PictureNetwork):
-            operands = picture_operands(prepared)
+            operands = picture_operands(fitted.prepared)
         elif callable(getattr(network, "factors", None)):
-            window = trial_samples(arrays.leadfield, arrays.used, self.artefact.n_times)
-            _, factors = TorchBackend(network, prepared).context(window)
+            if window is None:
+                window = trial_windows(arrays.leadfield, arrays.used, 1, self.artefact.n_times)[0]
+            _, factors = TorchBackend(network, fitted.prepared).context(window)
             operands = (factors[0].numpy(), factors[1].numpy())
         else:
             return None
@@ -343,19 +376,40 @@ class TrainedNetwork:
         trial = Trial(np.ascontiguousarray(samples.T), operands, arrays.positions_mm)
         return self._programs[shapes], trial
 
-    def _backend(self, prepared: Any, arrays: ForwardArrays) -> TorchBackend:
+    def windows_in_double(self, fitted: Fitted, windows: Sequence[Float32]) -> tuple[Float32, NDArray[np.float64]] | None:
+        """Moments of the last column of each window, nA m, as this network makes them and in double precision.
+
+        For networks that split their work; of others all is in the task, None.
+
+        Parameters
+        ----------
+        windows : (n_channels, n_times) each, whitened, in the order of the network
+        """
+        if not callable(getattr(self.network, "factors", None)):
+            return None
+        backend = TorchBackend(self.network, fitted.prepared)
+        exact = in_double(backend)
+        said, true = [], []
+        for window in windows:
+            sample = np.ascontiguousarray(window[:, -1:].T)
+            said.append(backend.image(sample, backend.context(window)))
+            true.append(exact.image(sample.astype(np.float64), exact.context(window.astype(np.float64))))
+        return np.vstack(said), np.vstack(true).astype(np.float64)
+
+    def _backend(self, fitted: Fitted) -> TorchBackend:
         """With the backend that was chosen when the first was made; each is tried before it images."""
+        prepared = fitted.prepared
         plain = self._wanted == "torch" and self._precision == "fp32"  # nothing to choose, nothing to try
-        if plain or (found := self.trial(arrays, prepared)) is None:
-            return TorchBackend(self._network, prepared)
+        if plain or (found := self.trial(fitted)) is None:
+            return TorchBackend(self.network, prepared)
         programs, trial = found
         if self.choice is None:
             self.choice = choose(programs, trial, self._wanted, self._precision)
             name = describe(self.choice.backend, self.choice.precision)
             logger.info("model %r images with %s (%s)", self.artefact.name, name, self.choice.why)
-        operands = trial.operands if isinstance(self._network, PictureNetwork) else None
+        operands = trial.operands if isinstance(self.network, PictureNetwork) else None
         return RunnerBackend(
-            self._network,
+            self.network,
             prepared,
             self._runner(programs, trial),
             operands,

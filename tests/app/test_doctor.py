@@ -56,7 +56,7 @@ def test_everything_is_examined_once() -> None:
     findings = list(examine(MemoryTransport(ManualClock())))
     names = [finding.what for finding in findings]
     assert len(set(names)) == len(names)
-    assert {"versions", "machine", "LSL loopback", "cache", "faketime", "OpenGL", "GPU", "TensorRT"} <= set(names)
+    assert {"versions", "machine", "LSL loopback", "cache", "faketime", "OpenGL", "GPU", "backends"} <= set(names)
     assert all(finding.seen for finding in findings)
     assert "liblsl 1." in next(finding.seen for finding in findings if finding.what == "versions")
 
