@@ -15,9 +15,13 @@ import pytest
 import torch
 from scipy.signal import sosfilt, sosfilt_zi
 
+from rt_mmdf.backends.choice import Choice, Programs, why_not
+from rt_mmdf.backends.interface import BackendUnavailable
+from rt_mmdf.backends.onnxruntime_backend import OnnxRuntimeRunner
+from rt_mmdf.backends.torch_backend import TorchRunner
 from rt_mmdf.core.blocks import Flag, SourceEstimate
 from rt_mmdf.core.channels import Modality
-from rt_mmdf.core.errors import ArtefactError, ConfigurationError, RtMmdfError
+from rt_mmdf.core.errors import ArtefactError, ConfigurationError, RtMmdfError, SolverError
 from rt_mmdf.headmodel.head import HeadModel
 from rt_mmdf.headmodel.noise import ad_hoc_noise_cov, save_noise_cov
 from rt_mmdf.headmodel.whitener import make_whitener
@@ -367,3 +371,95 @@ def test_averages_are_imaged_by_a_network_of_their_own(
     shown = np.flatnonzero(np.rint(averages.latencies * SFREQ) % 2 == 0)
     assert len(got) == len(shown) == 38
     np.testing.assert_allclose(got.T, expected[:, shown], rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+
+
+def test_a_backend_that_is_not_there_stops_the_start_and_says_what_to_do(
+    lab: Lab, content: dict[str, Any], models: Path, sensors: mne.io.BaseRaw
+) -> None:
+    publish(lab, sensors)
+    for backend in ("torch-cuda", "tensorrt"):
+        if why_not(backend) is not None:
+            content["solver"] = {"model": str(models / "mmdf"), "backend": backend}
+            refused(lab, content, BackendUnavailable, f"backend {backend}: ", "pip install")
+    content["solver"] = {"model": str(models / "mmdf"), "backend": "torch", "precision": "fp16"}
+    refused(lab, content, SolverError, "precision 'fp16' on torch")
+    assert not [stream for stream in lab.transport.resolve(timeout_s=0.0) if stream.name.startswith("a-s")]
+
+
+def test_a_backend_that_is_not_true_stops_the_start(
+    lab: Lab, content: dict[str, Any], models: Path, sensors: mne.io.BaseRaw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    says = OnnxRuntimeRunner.__call__
+    monkeypatch.setattr(OnnxRuntimeRunner, "__call__", lambda self, samples: 1.01 * says(self, samples))
+    publish(lab, sensors)
+    content["solver"] = {"model": str(models / "mmdf"), "backend": "onnxruntime"}
+    refused(lab, content, SolverError, "tiny-mmdf on onnxruntime (cpu): not true enough", 'or backend = "torch"')
+    content["solver"] = {"model": str(models / "mmdf")}
+    session = lab.session(content)
+    session.stop()
+    assert session.imaging.model.choice.backend == "torch"
+    assert "no onnxruntime (not true enough" in session.imaging.model.choice.why
+
+
+@pytest.mark.parametrize("kind", ["mmdf", "fusion"])
+def test_a_device_that_fails_gives_way_to_the_processor_and_is_told(
+    kind: str,
+    lab: Lab,
+    content: dict[str, Any],
+    models: Path,
+    sensors: mne.io.BaseRaw,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    publish(lab, sensors)
+    content["solver"] = {"model": str(models / kind), "backend": "torch"}
+    expected, _ = joined(lab.image(content)[1])
+    # a device that is fast, and vanishes in the middle
+    calls = {"left": 10**9}
+
+    class Device(TorchRunner):
+        device = "NVIDIA H100"
+
+        def __call__(self, samples: np.ndarray) -> np.ndarray:
+            calls["left"] -= 1
+            if calls["left"] < 0:
+                raise SolverError("tiny on NVIDIA H100: the GPU has failed (CUDA error: unspecified launch failure).")
+            return super().__call__(samples)
+
+    def runner(self: Programs, backend: str, precision: str = "fp32") -> Any:
+        if backend == "torch-cuda":
+            made = Device(self.task)
+            made.backend = "torch-cuda"
+            return made
+        if backend == "torch":
+            return TorchRunner(self.task)
+        raise BackendUnavailable(f"backend {backend}: not here")
+
+    monkeypatch.setattr(Programs, "runner", runner)
+    monkeypatch.setattr(
+        "rt_mmdf.solvers.network.choose",
+        lambda programs, trial, wanted, precision: Choice("torch-cuda", precision, "NVIDIA H100", "", wanted == "auto"),
+    )
+    other = type(lab)()
+    publish(other, sensors)
+    content["solver"] = {"model": str(models / kind)}
+    estimates: list[SourceEstimate] = []
+    session = other.session(content, on_estimate=estimates.append)
+    calls["left"] = 20
+    other.run(session)
+    data, flags = joined(estimates)
+    np.testing.assert_allclose(data, expected, rtol=1e-5, atol=1e-6 * np.abs(expected).max())
+    assert not (flags & np.uint32(Flag.INVALID)).any()
+    status = session.status()["model"]["backend"]
+    assert status["name"] == "torch"
+    assert "unspecified launch failure" in status["fallen_back"]
+    assert "unspecified launch failure" in session.scorecard().as_dict()["model"]["backend"]["fallen_back"]
+    assert caplog.text.count("imaging goes on with torch") == 1
+    # what was asked for by name is not replaced in silence
+    third = type(lab)()
+    publish(third, sensors)
+    calls["left"] = 10**9
+    session = third.session({**content, "solver": {"model": str(models / kind), "backend": "torch-cuda"}})
+    calls["left"] = 20
+    with pytest.raises(SolverError, match="unspecified launch failure"):
+        third.run(session)
