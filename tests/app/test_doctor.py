@@ -131,3 +131,15 @@ def test_a_gpu_driver_is_asked_and_believed_only_when_it_answers(tmp_path: Path,
     script.write_text("#!/bin/sh\nexit 9\n")
     assert gpu().verdict is Verdict.NOTE
     assert "does not answer" in gpu().seen
+
+
+def test_backends_are_told_with_what_would_install_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {"onnxruntime": None, "torch-cuda": "no GPU", "tensorrt": "Install: pip install 'rt-mmdf[tensorrt]'"}
+    monkeypatch.setattr("rt_mmdf.backends.choice.why_not", lambda name: known.get(name))
+    found = doctor.backends()
+    assert (found.what, found.verdict) == ("backends", Verdict.OK)
+    assert found.seen == (
+        "models run on torch, onnxruntime; no torch-cuda: no GPU; no tensorrt: Install: pip install 'rt-mmdf[tensorrt]'"
+    )
+    known["onnxruntime"] = "Install: pip install 'rt-mmdf[onnx]'"
+    assert doctor.backends().verdict is Verdict.NOTE
