@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rt_mmdf.backends.accuracy import LIMITS, Accuracy, accuracy_of
+from rt_mmdf.backends.engine_cache import EngineCache
 from rt_mmdf.backends.graphed import CudaRunner, why_no_gpu
 from rt_mmdf.backends.interface import (
     BACKENDS,
@@ -63,10 +64,17 @@ class Trial:
 
 
 class Programs:
-    """The forms of one task, each compiled when it is first run, and shared by the runners of it."""
+    """The forms of one task, each compiled when it is first run, and shared by the runners of it.
 
-    def __init__(self, task: Task) -> None:
+    Parameters
+    ----------
+    task : Task
+    engines : where engines are kept; None: in the user's cache folder
+    """
+
+    def __init__(self, task: Task, engines: EngineCache | None = None) -> None:
         self.task = task
+        self._kept = engines
         self._onnxruntime: OnnxRuntimeProgram | None = None
         self._engines: dict[Precision, TensorRtProgram] = {}
         self._truth: Any = None
@@ -92,7 +100,7 @@ class Programs:
     def tensorrt(self, precision: Precision) -> TensorRtProgram:
         """The engines of a precision."""
         if precision not in self._engines:
-            self._engines[precision] = TensorRtProgram(self.task, precision)
+            self._engines[precision] = TensorRtProgram(self.task, precision, self._kept)
         return self._engines[precision]
 
     def truth(self, trial: Trial) -> NDArray[np.float64]:
