@@ -28,8 +28,9 @@ class SolverSettings(Settings):
     model : name or folder of a trained model; the keys of the classical inverses then do not apply, and must not be given
     refresh_ms : models that see a window look at it anew so often
     lag_ms : what such a model makes of a window comes into force so long after the window's end, and is made meanwhile
-        beside the hops; no longer than `refresh_ms`, whatever is set. 0: a hop waits for it. What has just begun is not in a
-        window that is older: lag as little as the machine can keep to (``late_windows`` of the health stream)
+        beside the hops; no longer than `refresh_ms`, whatever is set. 0: a hop waits for it. What has just begun is not in
+        an older window: refresh as often, and lag as little, as the machine can keep to (``late_windows`` of the health
+        stream); tools/bench/lag.py measures what it costs.
     backend : that a model runs on. "auto": the fastest here that agrees with double precision; "torch" is the processor.
     precision : of a model on a GPU; processors compute in single precision
     snr : amplitude SNR that is assumed of the whitened data; lambda^2 = 1 / snr^2. 3 suits averages, 1 single samples.
@@ -41,8 +42,8 @@ class SolverSettings(Settings):
     """
 
     model: str | None = Field(None, min_length=1)
-    refresh_ms: float = Field(100.0, gt=0, le=10_000)
-    lag_ms: float = Field(50.0, ge=0, le=10_000)
+    refresh_ms: float = Field(50.0, gt=0, le=10_000)
+    lag_ms: float = Field(30.0, ge=0, le=10_000)
     backend: Wanted = "auto"
     precision: Precision = "fp32"
     method: LiveMethod = "dSPM"
