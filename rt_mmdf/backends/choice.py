@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,7 +78,6 @@ class Programs:
         self._kept = engines
         self._onnxruntime: OnnxRuntimeProgram | None = None
         self._engines: dict[Precision, TensorRtProgram] = {}
-        self._truth: Any = None
 
     def runner(self, backend: BackendName, precision: Precision = "fp32") -> Runner:
         """A runner with buffers of its own; BackendUnavailable or SolverError where there can be none."""
@@ -107,11 +107,10 @@ class Programs:
         """Moments of a trial in double precision on the processor."""
         import torch
 
-        if self._truth is None:
-            self._truth = self.task.module("fp32").double()
+        module = deepcopy(self.task.module("fp32")).double()  # not kept: it is as large as two networks
         with torch.inference_mode():
             given = [torch.from_numpy(values.astype(np.float64)) for values in (trial.samples, *trial.operands)]
-            moments: NDArray[np.float64] = self._truth(*given).numpy()
+            moments: NDArray[np.float64] = module(*given).numpy()
         return moments
 
 

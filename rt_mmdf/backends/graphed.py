@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -162,7 +163,7 @@ class CudaRunner(GraphedRunner):
     def __init__(self, task: Task, precision: Precision = "fp32", device: int = 0) -> None:
         super().__init__(task, precision, device)
         with self._on_gpu("cannot take the network"):
-            self._module = task.module(precision).to(self._where)
+            self._module = deepcopy(task.module(precision)).requires_grad_(False).to(self._where)
         with _tensor_cores(precision == "tf32"):
             self._capture()
 

@@ -41,8 +41,8 @@ class Task:
     n_channels, n_sources : of a sample and of its moments
     shapes : of the operands
     precisions : that it can be computed in; inputs, operands and moments are float32 in each of them
-    module : (precision) -> torch.nn.Module from samples (n, n_channels) and the operands to moments (n, n_sources); double
-        precision by ``.double()`` of that of "fp32"
+    module : (precision) -> torch.nn.Module from samples (n, n_channels) and the operands to moments (n, n_sources); it may
+        share its weights with others: copy it to move it. A copy of that of "fp32" computes in double precision too
     onnx : (n, precision) -> serialised ONNX of the same, for n samples at once, or for any number where n is None
     """
 

@@ -45,14 +45,14 @@ class Graph(Protocol):
 class PictureModule(nn.Module):
     """What `PictureNetwork.forward` does, the network's own layers in half precision on request.
 
-    A sample is divided by its own scale first, so what is narrowed is near one.
+    A sample is divided by its own scale first, so what is narrowed is near one. Its weights are those of the network.
     """
 
     def __init__(self, network: PictureNetwork, *, half: bool = False) -> None:
         super().__init__()
         self.half_inside = half
-        self.network = deepcopy(network).eval().requires_grad_(False)  # as a whole: `scale` uses its pictures
-        self.narrow = deepcopy(self.network).half() if half else self.network
+        self.network = network  # as a whole: `scale` uses its pictures
+        self.narrow = deepcopy(network).half() if half else network
 
     def forward(self, samples: Tensor, there: Tensor, unit: Tensor) -> Tensor:
         seen = samples * there

@@ -61,6 +61,11 @@ class SolverSettings(Settings):
             raise ValueError(
                 f"model = {self.model!r} and {', '.join(sorted(given))}: one or the other; a model has none of these"
             )
+        if self.model is None and (self.backend != "auto" or self.precision != "fp32"):
+            raise ValueError(
+                f"backend = {self.backend!r}, precision = {self.precision!r}: they are of trained models; a classical inverse "
+                "runs on the processor. Leave them out, or give a model"
+            )
         if self.method == "LCMV" and self.orientation == "loose":
             raise ValueError('method = "LCMV" images sources normal to the cortex; leave out orientation = "loose"')
         return self

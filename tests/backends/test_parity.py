@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -89,7 +90,7 @@ def test_half_precision_keeps_to_its_limits_whatever_comes(kind: str, cases: Cas
     for gain in (1.0, 1e4):  # an artefact of ten thousand standard deviations does not overflow
         samples = np.float32(gain) * case.trial.samples
         said = module(torch.from_numpy(samples), *operands).numpy()
-        whole = case.task.module("fp32").double()
+        whole = deepcopy(case.task.module("fp32")).double()
         truth = whole(*(torch.from_numpy(values.astype(np.float64)) for values in (samples, *case.trial.operands))).numpy()
         assert accuracy_of(said, truth, case.trial.positions_mm).beyond(LIMITS["fp16"]) is None
 
