@@ -63,8 +63,8 @@ class SolverSettings(Settings):
             )
         if self.model is None and (self.backend != "auto" or self.precision != "fp32"):
             raise ValueError(
-                f"backend = {self.backend!r}, precision = {self.precision!r}: they are of trained models; a classical inverse "
-                "runs on the processor. Leave them out, or give a model"
+                f"backend = {self.backend!r}, precision = {self.precision!r}: they are of trained models; a classical "
+                "inverse runs on the processor. Leave them out, or give a model"
             )
         if self.method == "LCMV" and self.orientation == "loose":
             raise ValueError('method = "LCMV" images sources normal to the cortex; leave out orientation = "loose"')
