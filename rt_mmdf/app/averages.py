@@ -222,7 +222,7 @@ class EventAverages:
             adaptive = self._imaging.data_cov is not None
             if not adaptive or now - found[1] < self._imaging.solver.lcmv.refresh_s:
                 return found[0]
-        operator = self._imaging.build(key)
+        operator = self._imaging.build(key, at_once=True)
         if operator is not None:
             self._operators[key] = (operator, now)
             self._operators.move_to_end(key)

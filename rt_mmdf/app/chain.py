@@ -21,6 +21,7 @@ from rt_mmdf.preprocessing.cleaning import Cleaning
 from rt_mmdf.preprocessing.settings import PreprocessingSettings
 from rt_mmdf.preprocessing.whitening import OperatorSwitch, Whitening
 from rt_mmdf.preprocessing.window import SlidingWindow
+from rt_mmdf.solvers.interface import Operator
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,7 @@ class Imager:
         self._whitening = Whitening(switch)
         self._window = SlidingWindow(window, n_channels)
         self._n_sources = n_sources
+        self._newest: Operator | None = None
 
     @property
     def window_length(self) -> int:
@@ -73,6 +75,9 @@ class Imager:
                 parts.append(np.full((self._n_sources, n_new), np.nan, np.float32))
                 continue
             window = self._window.push(run.data)
+            if run.operator is not self._newest:  # what it kept of the time before it was replaced is too old
+                run.operator.solver.reset()
+                self._newest = run.operator
             if image:
                 parts.append(run.operator.solver(window, n_new))
         if not image or not parts:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import platform
@@ -41,8 +40,6 @@ OPTIONAL = {
     "pyxdf": "reads XDF recordings",
     "edfio": "writes EDF recordings",
     "pybv": "writes BrainVision recordings",
-    "torch": "networks",
-    "onnxruntime": "networks without torch",
 }
 
 
@@ -74,7 +71,7 @@ def examine(transport: Transport) -> Iterator[Finding]:
         _optional_packages,
         window_and_opengl,
         _gpu,
-        _tensorrt,
+        backends,
     )
     for check in checks:
         yield check()
@@ -221,8 +218,16 @@ def _gpu() -> Finding:
     return Finding("GPU", Verdict.OK if answer else Verdict.NOTE, answer.replace("\n", "; ") or "nvidia-smi lists none")
 
 
-def _tensorrt() -> Finding:
-    found = [name for name in ("tensorrt", "tensorrt_rtx") if importlib.util.find_spec(name) is not None]
-    if found:
-        return Finding("TensorRT", Verdict.OK, f"{', '.join(found)} installed; not tried here")
-    return Finding("TensorRT", Verdict.NOTE, "not installed; classical solvers do not need it")
+def backends() -> Finding:
+    """What trained models can run on here; what is missing for the others, and the command that would install it."""
+    from rt_mmdf.backends.choice import why_not  # imports torch
+    from rt_mmdf.backends.interface import BACKENDS
+
+    here, absent = [], []
+    for backend in BACKENDS:
+        if (reason := why_not(backend)) is None:
+            here.append(backend)
+        else:
+            absent.append(f"no {backend}: {reason}")
+    seen = f"models run on {', '.join(here)}"
+    return Finding("backends", Verdict.OK if len(here) > 1 else Verdict.NOTE, "; ".join([seen, *absent]))

@@ -20,6 +20,7 @@ from rt_mmdf.headmodel.template import build_template
 from rt_mmdf.headmodel.whitener import imaging_info
 from rt_mmdf.preprocessing.projectors import make_projectors, read_projections
 from rt_mmdf.preprocessing.whitening import OperatorKey
+from rt_mmdf.runtime.worker import Worker
 from rt_mmdf.solvers.artefact import ORIENTATION, Artefact, find_model, load_artefact
 from rt_mmdf.solvers.interface import Operator
 from rt_mmdf.solvers.lcmv import DataCovariance
@@ -188,7 +189,26 @@ class Imaging:
             "weights": artefact.n_weights,
             "weights_sha256": artefact.weights_sha256,
             "folder": str(artefact.folder),
+            **(self.model_status or {}),
+            "choice": None if self.model.choice is None else self.model.choice.as_dict(),
         }
+
+    @property
+    def model_status(self) -> dict[str, Any] | None:
+        """How the model is doing: ``model`` of `rt_mmdf.sinks.health`."""
+        if self.model is None:
+            return None
+        choice, refreshed = self.model.choice, self.model.refreshed
+        told = {"name": "torch", "precision": "fp32", "device": "cpu", "fallen_back": None}
+        if choice is not None:
+            told = {key: value for key, value in choice.as_dict().items() if key in told}
+        return {"backend": told, "lag_ms": self.model.lag_ms, "windows": refreshed.taken, "late_windows": refreshed.late}
+
+    def workers(self, on_failure: Callable[[], None]) -> list[Worker]:
+        """The thread that looks at windows for a model whose solver lags; not yet started."""
+        if self.model is None or self.model.lag_ms == 0:
+            return []
+        return [self.model.background.worker(f"windows of {self.solver_name}", on_failure)]
 
     def window_length(self, hop: int) -> int:
         """Samples that the solver wants to see when `hop` are imaged at once."""
@@ -203,13 +223,13 @@ class Imaging:
         modalities = self.channels.modalities
         return [OperatorKey.of(self.channels, self.bads, (m,)) for m in modalities if len(modalities) > 1]
 
-    def build(self, key: OperatorKey) -> Operator | None:
+    def build(self, key: OperatorKey, *, at_once: bool = False) -> Operator | None:
         """Whitener and solver for one set of channels; SolverError or NoiseCovarianceError where there can be none.
 
-        None: there will be one, when there are data enough.
+        None: there will be one, when there are data enough. `at_once`: see `TrainedNetwork.build_operator`.
         """
         if self.model is not None:
-            return self.model.build_operator(key.bads, key.missing)
+            return self.model.build_operator(key.bads, key.missing, at_once=at_once)
         if self.data_cov is not None:
             if (known := self.data_cov.covariance(key.missing)) is None:
                 return None
@@ -323,6 +343,9 @@ def _trained_network(
         bads=settings.preprocessing.bads,
         sfreq=sfreq,
         refresh_ms=settings.solver.refresh_ms,
+        lag_ms=settings.solver.lag_ms,
+        backend=settings.solver.backend,
+        precision=settings.solver.precision,
     )
 
 

@@ -103,10 +103,11 @@ class SecondSolver:
             self.latency.record(hop.number, published)
 
     def workers(self, on_failure: Callable[[], None]) -> list[Worker]:
-        """The thread that images and the one that builds operators; not yet started."""
+        """The threads that image, build operators and look at windows; not yet started."""
         return [
             Worker("second solver", self.step, on_failure),
             Worker("second operators", self.operators.step, on_failure, LIMIT_S),
+            *self.imaging.workers(on_failure),
         ]
 
     def status(self) -> dict[str, Any]:
@@ -124,4 +125,5 @@ class SecondSolver:
             "latency_ms": self.latency.recent(),
             "operators_waiting": self.operators.n_waiting,
             "operators_failed": self.operators.failed,
+            "model": self.imaging.model_status,
         }

@@ -194,6 +194,7 @@ class Session:
         self._workers += self.intake.workers(self._wake)
         self._workers.append(Worker("engine", self._pump, self._wake.ring))
         self._workers.append(Worker("operators", self.operators.step, self._wake.ring, LIMIT_S))
+        self._workers += self.imaging.workers(self._wake.ring)
         self._workers += self.optional.workers(self._wake.ring)
         health = Worker("health", lambda: self._report_health(health), self._wake.ring)
         self._workers.append(health)
@@ -355,6 +356,7 @@ class Session:
             "flags": {flag.name: n for flag, n in self.engine.chain.flag_counts.items() if n},
             "operators_waiting": self.operators.n_waiting,
             "operators_failed": self.operators.failed,
+            "model": self.imaging.model_status,
             "files": asdict(self.files.status) if self.files is not None else None,
             **self.optional.status(),
             "cpu_cores": usage.cpu_cores,

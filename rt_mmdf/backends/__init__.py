@@ -1,1 +1,1 @@
-"""What runs a network for the live chain: torch today, ONNX and TensorRT by the same door."""
+"""What runs a network for the live chain: torch, ONNX Runtime and TensorRT by one door."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-Float32 = NDArray[np.float32]
+from rt_mmdf.backends.interface import Float32, Precision, Runner, Task
+from rt_mmdf.core.errors import SolverError
 
 
 class TorchBackend:
@@ -71,6 +74,81 @@ class TorchBackend:
         given = None if windows is None else torch.from_numpy(windows)
         moments: Float32 = self._network(torch.from_numpy(samples), given, self._prepared).moments.numpy()
         return moments
+
+
+class TorchRunner(Runner):
+    """A task by torch on the processor."""
+
+    backend = "torch"
+    precision: Precision = "fp32"
+    device = "cpu"
+
+    def __init__(self, task: Task) -> None:
+        self._module: Any = task.module("fp32")
+        self._operands: tuple[torch.Tensor, ...] = ()
+
+    def load(self, *operands: Float32) -> None:
+        self._operands = tuple(torch.from_numpy(operand) for operand in operands)
+
+    @torch.inference_mode()
+    def __call__(self, samples: Float32) -> Float32:
+        moments: Float32 = self._module(torch.from_numpy(samples), *self._operands).numpy()
+        return moments
+
+
+class RunnerBackend(TorchBackend):
+    """As `TorchBackend`, but what is done for every sample is done by a runner of any backend.
+
+    Parameters
+    ----------
+    runner : of the network's task
+    operands : that it is loaded with; None: the factors of each prior
+    spare : given the error of a runner that has failed, another one, which takes its place; None: the error is raised
+    """
+
+    def __init__(
+        self,
+        network: torch.nn.Module,
+        prepared: Any,
+        runner: Runner,
+        operands: tuple[Float32, ...] | None = None,
+        spare: Callable[[SolverError], Runner] | None = None,
+    ) -> None:
+        super().__init__(network, prepared)
+        self._runner, self._operands, self._spare = runner, operands, spare
+        self._loaded: Any = self  # nothing yet
+
+    def image(self, samples: Float32, context: Any = None) -> Float32:
+        """Moments of samples (n, n_channels): (n, n_sources) nA m; SolverError where the device has failed."""
+        try:
+            return self._image(samples, context)
+        except SolverError as error:
+            if self._spare is None:
+                raise
+            self._runner, self._spare, self._loaded = self._spare(error), None, self
+        return self._image(samples, context)
+
+    def _image(self, samples: Float32, context: Any) -> Float32:
+        if context is not self._loaded:
+            operands = tuple(factor.numpy() for factor in context[1]) if self._operands is None else self._operands
+            self._runner.load(*operands)
+            self._loaded = context
+        return self._runner(samples)
+
+
+def in_double(backend: TorchBackend) -> Any:
+    """The same network with the same operators in double precision, what others are compared with: of no hop's concern."""
+    return TorchBackend(deepcopy(backend._network).double(), _doubled(backend._prepared))
+
+
+def _doubled(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.double() if value.is_floating_point() else value
+    if isinstance(value, tuple):
+        return tuple(_doubled(entry) for entry in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{entry.name: _doubled(getattr(value, entry.name)) for entry in fields(value)})
+    return value
 
 
 def load_weights(network: torch.nn.Module, weights: Mapping[str, NDArray[Any]]) -> None:

@@ -411,7 +411,7 @@ class FusionNetwork(SourceNetwork):
         patch, place = torch.nonzero(shares, as_tuple=True)  # most of the table is padding
         vertices = mesh.table_vertices[prior.atoms[0][patch], place]
         kernel = ground.T.contiguous().index_add_(0, vertices, weights[patch] * shares[patch, place, None]).T
-        return self._blended(torch.eye(len(both.basis), device=dual.device), prior, prepared), kernel
+        return self._blended(torch.eye(len(both.basis)).to(dual), prior, prepared), kernel
 
     @torch.no_grad()
     def deviation(self, prior: Prior, prepared: PreparedFusion) -> Tensor:

@@ -38,11 +38,16 @@ JSON in ASCII; a number that is not known is ``null``. Times are seconds on the 
     samples with each flag since the start, by name
 ``overwritten_samples``, ``operators_waiting``, ``operators_failed``, ``files``, ``cpu_cores``, ``rss_mb``
     what else may be wrong, and what it costs
+``model``
+    null, or of a trained model: ``backend`` (``name``, ``precision``, ``device``, and ``fallen_back``: null, or why
+    another one was given up for it), ``lag_ms`` (a window comes into force so long after its end), ``windows`` (that were
+    looked at), ``late_windows`` (of these, not ready in time: the one before served on)
 ``sensors``
     null, or ``stream``, ``sfreq``, ``dropped_hops``
 ``second``
     null, or of the second solver: ``solver``, ``unit``, ``hops``, ``estimates``, ``skipped_hops``, ``invalid_hops``,
-    ``missed_deadlines``, ``longest_miss_run``, ``latency_ms``, ``operators_waiting``, ``operators_failed``; as above
+    ``missed_deadlines``, ``longest_miss_run``, ``latency_ms``, ``operators_waiting``, ``operators_failed``, ``model``; as
+    above
 ``average``
     null, or ``events``: by name ``stream``, ``n_trials``, ``n_rejected``, ``rejected`` (by reason), ``bads``,
     ``newest_event``, ``updates``; ``markers``: ``name`` and ``hostname`` of their stream (null before there was one),

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from rt_mmdf.backends.interface import Precision, Wanted
 from rt_mmdf.core.blocks import Float32
 from rt_mmdf.core.errors import SolverError
 from rt_mmdf.core.settings import Settings
@@ -26,6 +27,12 @@ class SolverSettings(Settings):
 
     model : name or folder of a trained model; the keys of the classical inverses then do not apply, and must not be given
     refresh_ms : models that see a window look at it anew so often
+    lag_ms : what such a model makes of a window comes into force so long after the window's end, and is made meanwhile
+        beside the hops; no longer than `refresh_ms`, whatever is set. 0: a hop waits for it. What has just begun is not in
+        an older window: refresh as often, and lag as little, as the machine can keep to (``late_windows`` of the health
+        stream); tools/bench/lag.py measures what it costs.
+    backend : that a model runs on. "auto": the fastest here that agrees with double precision; "torch" is the processor.
+    precision : of a model on a GPU; processors compute in single precision
     snr : amplitude SNR that is assumed of the whitened data; lambda^2 = 1 / snr^2. 3 suits averages, 1 single samples.
     orientation : "fixed": sources normal to the cortex, signed. "loose": free, tangential variance times `loose`; the
         length of the three components is given out (pooled), always positive.
@@ -35,7 +42,10 @@ class SolverSettings(Settings):
     """
 
     model: str | None = Field(None, min_length=1)
-    refresh_ms: float = Field(100.0, gt=0, le=10_000)
+    refresh_ms: float = Field(50.0, gt=0, le=10_000)
+    lag_ms: float = Field(30.0, ge=0, le=10_000)
+    backend: Wanted = "auto"
+    precision: Precision = "fp32"
     method: LiveMethod = "dSPM"
     snr: float = Field(3.0, gt=0, le=100)
     orientation: Orientation = "fixed"
@@ -45,10 +55,16 @@ class SolverSettings(Settings):
 
     @model_validator(mode="after")
     def _one_solver(self) -> Self:
-        given = self.model_fields_set - {"model", "refresh_ms"}
+        of_models = {"model", "refresh_ms", "lag_ms", "backend", "precision"}
+        given = self.model_fields_set - of_models
         if self.model is not None and given:
             raise ValueError(
                 f"model = {self.model!r} and {', '.join(sorted(given))}: one or the other; a model has none of these"
+            )
+        if self.model is None and (self.backend != "auto" or self.precision != "fp32"):
+            raise ValueError(
+                f"backend = {self.backend!r}, precision = {self.precision!r}: they are of trained models; a classical "
+                "inverse runs on the processor. Leave them out, or give a model"
             )
         if self.method == "LCMV" and self.orientation == "loose":
             raise ValueError('method = "LCMV" images sources normal to the cortex; leave out orientation = "loose"')

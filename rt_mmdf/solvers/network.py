@@ -2,27 +2,46 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import mne
 import numpy as np
 from numpy.typing import NDArray
 
-from rt_mmdf.backends.torch_backend import TorchBackend, load_weights
+from rt_mmdf.backends.accuracy import trial_samples, trial_windows
+from rt_mmdf.backends.choice import Choice, Programs, Trial, choose, tried_runner
+from rt_mmdf.backends.interface import Precision, Runner, Wanted, describe
+from rt_mmdf.backends.torch_backend import RunnerBackend, TorchBackend, in_double, load_weights
 from rt_mmdf.core.blocks import Float32
 from rt_mmdf.core.channels import Channels, Modality
 from rt_mmdf.core.errors import ArtefactError, ConfigurationError, SolverError
 from rt_mmdf.headmodel.head import HeadModel
 from rt_mmdf.headmodel.whitener import Whitener, make_whitener
 from rt_mmdf.networks.build import build_network
+from rt_mmdf.networks.interface import ForwardArrays
+from rt_mmdf.networks.pictures import PictureNetwork
+from rt_mmdf.runtime.background import Background, Pending
 from rt_mmdf.solvers.artefact import UNIT, Artefact
 from rt_mmdf.solvers.forward_arrays import forward_arrays
 from rt_mmdf.solvers.interface import Operator
 from rt_mmdf.solvers.operators import channels_to_use
+from rt_mmdf.solvers.tasks import factor_task, picture_operands, picture_task
 
 A_M_PER_NA_M = np.float32(1e-9)
 WARM_UP = (1, 10)  # samples of the calls before a solver is handed out: first calls allocate and are slow
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class RefreshCounts:
+    """Windows that were taken: `taken`; of which `late` were not ready when they were to come into force."""
+
+    taken: int = 0
+    late: int = 0
 
 
 class NetworkSolver:
@@ -35,12 +54,20 @@ class NetworkSolver:
     columns and on the sample with which the solver began, not on how the stream was cut into hops, if the window that is
     given is longer than the network's by one hop.
 
+    What takes long need not keep a hop waiting: with a `lag`, what is made of a window comes into force so many samples
+    after the window's last one, and is made meanwhile by `background`, another thread. The lag is a number of samples,
+    whatever the machine: the estimates are those that one thread would make. Only the first window, without which nothing
+    can be imaged, is waited for. What is not ready when it should come into force is counted as late; the one before serves
+    on until it is, and no further window is taken before.
+
     Parameters
     ----------
     backend : with the network and its operators
     n_sources, n_channels : of the network
     rows : rows of the network that the rows of the stream are
-    n_times, step, refresh : see above, samples
+    n_times, step, refresh, lag : see above, samples; `lag` is at most `refresh`
+    background : None: what is made of a window is made at once (and comes into force with the lag all the same)
+    counts : is counted up
     """
 
     def __init__(
@@ -53,22 +80,34 @@ class NetworkSolver:
         n_times: int = 1,
         step: int = 1,
         refresh: int = 1,
+        lag: int = 0,
+        background: Background | None = None,
+        counts: RefreshCounts | None = None,
     ) -> None:
         if min(n_times, step, refresh) < 1:
             raise SolverError(f"network: n_times {n_times}, step {step}, refresh {refresh} samples; 1 at least is expected")
+        if not 0 <= lag <= refresh:
+            raise SolverError(f"network: lag {lag} samples; 0 to {refresh}, those between two windows, are expected")
         self._backend = backend
         self._n_sources, self._n_channels = n_sources, n_channels
         self._rows = None if np.array_equal(rows, np.arange(n_channels)) else rows
-        self._n_times, self._step, self._refresh = n_times, step, refresh
+        self._n_times, self._step, self._refresh, self._lag = n_times, step, refresh, lag
+        self._background, self._counts = Background(), RefreshCounts()
         self.reset()
         for n in WARM_UP:
             self._image(np.ones((n_channels, n_times * step + n), np.float32), n)
+        if background is not None:
+            self._background = background
+        if counts is not None:
+            self._counts = counts
         self.reset()
 
     def reset(self) -> None:
         """Forget the window that was kept."""
         self._context: Any = None
-        self._left = 0
+        self._coming: Pending[Any] | None = None
+        self._left = self._due = 0  # samples up to the next window, and until the one that is coming comes into force
+        self._is_late = False
 
     def deviation(self) -> Float32 | None:
         """Posterior standard deviation of what is imaged now, (n_sources,) A m: how uncertain it is, whatever the sample.
@@ -105,12 +144,43 @@ class NetworkSolver:
         parts, done = [], 0
         while done < n_new:
             if self._left == 0:
-                self._context = self._backend.context(self._columns(window, old + done))
+                self._take_in()
+                self._look(window, old + done)
                 self._left = self._refresh
+            self._take_in()
             n = min(self._left, n_new - done)
+            if self._coming is not None and self._due > 0:
+                n = min(n, self._due)
             parts.append(self._backend.image(samples[done : done + n], self._context))
-            done, self._left = done + n, self._left - n
+            done, self._left, self._due = done + n, self._left - n, self._due - n
         return self._estimate(parts)
+
+    def _look(self, window: Float32, newest: int) -> None:
+        """Have something made of the window up to the column `newest`, unless the one before is not ready yet."""
+        if self._coming is not None:
+            return
+        columns = self._columns(window, newest)
+        self._counts.taken += 1
+        if self._context is None or self._lag == 0:
+            self._context = self._backend.context(columns)
+        else:
+            self._coming = self._background.ask(lambda: self._backend.context(columns))
+            self._due, self._is_late = self._lag, False
+
+    def _take_in(self) -> None:
+        """What has been made of a window comes into force, if it is its time."""
+        if self._coming is None or self._due > 0:
+            return
+        if self._coming.ready:
+            try:
+                self._context, self._coming = self._coming.value(), None
+            except Exception as error:
+                raise SolverError(
+                    f"network: nothing can be made of a window: {type(error).__name__}: {error}. Are its numbers finite?"
+                ) from error
+        elif not self._is_late:
+            self._is_late = True
+            self._counts.late += 1
 
     def _columns(self, window: Float32, newest: int) -> Float32:
         """What the network sees when the column `newest` is the newest."""
@@ -126,6 +196,22 @@ class NetworkSolver:
         return estimate
 
 
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """A network for the channels of the moment.
+
+    used : names of those that enter
+    rows : of the network, that the rows of the stream are
+    arrays, prepared : of all channels of the network, and what it makes of them
+    """
+
+    whitener: Whitener
+    used: frozenset[str]
+    rows: NDArray[np.intp]
+    arrays: ForwardArrays
+    prepared: Any
+
+
 class TrainedNetwork:
     """The network of an artefact with its weights, for one head and noise: makes the solver for any channels of it.
 
@@ -138,6 +224,15 @@ class TrainedNetwork:
     bads : names of channels that are never used
     sfreq : of what is imaged, Hz
     refresh_ms : how often the window is taken anew
+    lag_ms : how long after its last sample a window comes into force, at most `refresh_ms`; see `NetworkSolver`
+    backend, precision : that every sample is imaged with, see `rt_mmdf.backends.choice.choose`
+
+    Attributes
+    ----------
+    network : with its weights
+    background : does, for solvers that lag, what takes long
+    refreshed : counts of all solvers that lag
+    choice : the backend; None before the first operator, and for networks that torch alone can run
 
     Raises
     ------
@@ -156,6 +251,9 @@ class TrainedNetwork:
         bads: Collection[str] = (),
         sfreq: float,
         refresh_ms: float,
+        lag_ms: float = 0.0,
+        backend: Wanted = "torch",
+        precision: Precision = "fp32",
     ) -> None:
         if not artefact.head_free and _plain(head.ch_names) != _plain(artefact.channels.names):
             raise ArtefactError(
@@ -167,13 +265,20 @@ class TrainedNetwork:
         self._noise_cov, self._projs = noise_cov, tuple(projs)
         self._step = max(1, round(sfreq / artefact.window_sfreq))
         self._refresh = max(1, round(refresh_ms * 1e-3 * sfreq))
+        self._sfreq = sfreq
+        self._lag = min(self._refresh, round(lag_ms * 1e-3 * sfreq))
+        self._wanted: Wanted = backend
+        self._precision: Precision = precision
+        self._programs: dict[tuple[tuple[int, ...], ...], Programs] = {}
+        self.choice: Choice | None = None
+        self.background, self.refreshed = Background(), RefreshCounts()
         # the rows that the network sees: those of its training, or, where it does not matter, those that stream
         self._seen = channels if artefact.head_free else head.channels
         used = channels_to_use(head, self._seen, bads if artefact.head_free else (), (), artefact.name)
         whitener = make_whitener(self._seen, used, head.info, noise_cov, self._projs)
         try:
-            self._network = build_network(artefact.kind, artefact.options, forward_arrays(head, whitener, used))
-            load_weights(self._network, artefact.weights)
+            self.network = build_network(artefact.kind, artefact.options, forward_arrays(head, whitener, used))
+            load_weights(self.network, artefact.weights)
         except (ValueError, ConfigurationError) as error:
             raise ArtefactError(
                 f"model {artefact.name!r} ({artefact.folder}): the {artefact.kind} network for {len(self._seen)} channels "
@@ -181,14 +286,48 @@ class TrainedNetwork:
                 "array that it was trained for (leave out [head]), or train it for these."
             ) from error
 
+    @property
+    def lag_ms(self) -> float:
+        """How long after its last sample a window comes into force; 0 for networks that see none."""
+        return 0.0 if self.artefact.n_times == 1 else 1e3 * self._lag / self._sfreq
+
     def window_length(self, hop: int) -> int:
         """Samples that the solver wants to see when `hop` are imaged at once."""
         if self.artefact.n_times == 1:
             return hop
         return (self.artefact.n_times - 1) * self._step + hop
 
-    def build_operator(self, bads: Collection[str] = (), missing_modalities: Collection[Modality] = ()) -> Operator:
-        """Whitener and solver for the channels that can be used now; see `rt_mmdf.solvers.operators.build_operator`."""
+    def build_operator(
+        self, bads: Collection[str] = (), missing_modalities: Collection[Modality] = (), *, at_once: bool = False
+    ) -> Operator:
+        """Whitener and solver for the channels that can be used now; see `rt_mmdf.solvers.operators.build_operator`.
+
+        Parameters
+        ----------
+        at_once : the solver does not lag: for whoever images much at once, averages for example
+
+        Raises
+        ------
+        SolverError
+            No channel is left, or the backend that was asked for cannot be had or is not true enough.
+        """
+        fitted = self.fit(bads, missing_modalities)
+        solver = NetworkSolver(
+            self._backend(fitted),
+            n_sources=self._head.n_sources,
+            n_channels=len(self._seen),
+            rows=fitted.rows,
+            n_times=self.artefact.n_times,
+            step=self._step,
+            refresh=self._refresh,
+            lag=0 if at_once else self._lag,
+            background=self.background,
+            counts=None if at_once else self.refreshed,
+        )
+        return Operator(fitted.whitener, solver, fitted.used)
+
+    def fit(self, bads: Collection[str] = (), missing_modalities: Collection[Modality] = ()) -> Fitted:
+        """The network for the channels that can be used now; SolverError where there can be none."""
         name = self.artefact.name
         used = channels_to_use(self._head, self._channels, bads, missing_modalities, name)
         whitener = make_whitener(self._channels, used, self._head.info, self._noise_cov, self._projs)
@@ -197,21 +336,105 @@ class TrainedNetwork:
         matrix[np.ix_(rows, rows)] = whitener.matrix
         arrays = forward_arrays(self._head, Whitener(self._seen, matrix, whitener.rank), used)
         try:
-            prepared = self._network.prepare(arrays)
+            prepared = self.network.prepare(arrays)
         except ValueError as error:
             raise SolverError(
                 f"{name}: the network cannot be prepared for {len(used)} channels of head {self._head.name!r}: {error}."
             ) from error
-        solver = NetworkSolver(
-            TorchBackend(self._network, prepared),
-            n_sources=self._head.n_sources,
-            n_channels=len(self._seen),
-            rows=rows,
-            n_times=self.artefact.n_times,
-            step=self._step,
-            refresh=self._refresh,
+        return Fitted(whitener, used, rows, arrays, prepared)
+
+    def trial(
+        self, fitted: Fitted, samples: Float32 | None = None, window: Float32 | None = None
+    ) -> tuple[Programs, Trial] | None:
+        """The task of what is done for every sample, and what to try backends on; None for networks that have none.
+
+        Parameters
+        ----------
+        samples : (n_channels, n), whitened, in the order of the network; None: simulated
+        window : (n_channels, n_times), likewise, for networks that see one
+        """
+        network, arrays = self.network, fitted.arrays
+        if samples is None:
+            samples = trial_samples(arrays.leadfield, arrays.used)
+        if isinstance(network, PictureNetwork):
+            operands = picture_operands(fitted.prepared)
+        elif callable(getattr(network, "factors", None)):
+            if window is None:
+                window = trial_windows(arrays.leadfield, arrays.used, 1, self.artefact.n_times)[0]
+            _, factors = TorchBackend(network, fitted.prepared).context(window)
+            operands = (factors[0].numpy(), factors[1].numpy())
+        else:
+            return None
+        shapes = tuple(operand.shape for operand in operands)
+        if shapes not in self._programs:
+            if isinstance(network, PictureNetwork):
+                task = picture_task(network, self.artefact.name)
+            else:
+                (n_channels, k), (_, n_sources) = shapes
+                task = factor_task(n_channels, k, n_sources, self.artefact.name)
+            self._programs[shapes] = Programs(task)
+        trial = Trial(np.ascontiguousarray(samples.T), operands, arrays.positions_mm)
+        return self._programs[shapes], trial
+
+    def windows_in_double(self, fitted: Fitted, windows: Sequence[Float32]) -> tuple[Float32, NDArray[np.float64]] | None:
+        """Moments of the last column of each window, nA m, as this network makes them and in double precision.
+
+        For networks that split their work; of others all is in the task, None.
+
+        Parameters
+        ----------
+        windows : (n_channels, n_times) each, whitened, in the order of the network
+        """
+        if not callable(getattr(self.network, "factors", None)):
+            return None
+        backend = TorchBackend(self.network, fitted.prepared)
+        exact = in_double(backend)
+        said, true = [], []
+        for window in windows:
+            sample = np.ascontiguousarray(window[:, -1:].T)
+            said.append(backend.image(sample, backend.context(window)))
+            true.append(exact.image(sample.astype(np.float64), exact.context(window.astype(np.float64))))
+        return np.vstack(said), np.vstack(true).astype(np.float64)
+
+    def _backend(self, fitted: Fitted) -> TorchBackend:
+        """With the backend that was chosen when the first was made; each is tried before it images."""
+        prepared = fitted.prepared
+        plain = self._wanted == "torch" and self._precision == "fp32"  # nothing to choose, nothing to try
+        if plain or (found := self.trial(fitted)) is None:
+            return TorchBackend(self.network, prepared)
+        programs, trial = found
+        if self.choice is None:
+            self.choice = choose(programs, trial, self._wanted, self._precision)
+            name = describe(self.choice.backend, self.choice.precision)
+            logger.info("model %r images with %s (%s)", self.artefact.name, name, self.choice.why)
+        operands = trial.operands if isinstance(self.network, PictureNetwork) else None
+        return RunnerBackend(
+            self.network,
+            prepared,
+            self._runner(programs, trial),
+            operands,
+            (lambda error: self._spare(programs, error)) if self.choice.automatic else None,
         )
-        return Operator(whitener, solver, used)
+
+    def _runner(self, programs: Programs, trial: Trial) -> Runner:
+        choice = self.choice
+        assert choice is not None
+        if choice.fallen_back is not None:
+            return programs.runner("torch")
+        try:
+            return tried_runner(programs, trial, choice.backend, choice.precision)[0]
+        except SolverError as error:
+            if not choice.automatic:
+                raise
+            return self._spare(programs, error)
+
+    def _spare(self, programs: Programs, error: SolverError) -> Runner:
+        """torch on the processor, in place of a backend that has failed."""
+        assert self.choice is not None
+        if self.choice.fallen_back is None:
+            self.choice.fallen_back = str(error)
+            logger.error("%s: imaging goes on with torch on the processor: %s", self.artefact.name, error)
+        return programs.runner("torch")
 
 
 def _plain(names: Sequence[str]) -> list[str]:

@@ -56,7 +56,7 @@ def test_everything_is_examined_once() -> None:
     findings = list(examine(MemoryTransport(ManualClock())))
     names = [finding.what for finding in findings]
     assert len(set(names)) == len(names)
-    assert {"versions", "machine", "LSL loopback", "cache", "faketime", "OpenGL", "GPU", "TensorRT"} <= set(names)
+    assert {"versions", "machine", "LSL loopback", "cache", "faketime", "OpenGL", "GPU", "backends"} <= set(names)
     assert all(finding.seen for finding in findings)
     assert "liblsl 1." in next(finding.seen for finding in findings if finding.what == "versions")
 
@@ -131,3 +131,15 @@ def test_a_gpu_driver_is_asked_and_believed_only_when_it_answers(tmp_path: Path,
     script.write_text("#!/bin/sh\nexit 9\n")
     assert gpu().verdict is Verdict.NOTE
     assert "does not answer" in gpu().seen
+
+
+def test_backends_are_told_with_what_would_install_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {"onnxruntime": None, "torch-cuda": "no GPU", "tensorrt": "Install: pip install 'rt-mmdf[tensorrt]'"}
+    monkeypatch.setattr("rt_mmdf.backends.choice.why_not", lambda name: known.get(name))
+    found = doctor.backends()
+    assert (found.what, found.verdict) == ("backends", Verdict.OK)
+    assert found.seen == (
+        "models run on torch, onnxruntime; no torch-cuda: no GPU; no tensorrt: Install: pip install 'rt-mmdf[tensorrt]'"
+    )
+    known["onnxruntime"] = "Install: pip install 'rt-mmdf[onnx]'"
+    assert doctor.backends().verdict is Verdict.NOTE

@@ -15,9 +15,13 @@ import pytest
 import torch
 from scipy.signal import sosfilt, sosfilt_zi
 
+from rt_mmdf.backends.choice import Choice, Programs, why_not
+from rt_mmdf.backends.interface import BackendUnavailable
+from rt_mmdf.backends.onnxruntime_backend import OnnxRuntimeRunner
+from rt_mmdf.backends.torch_backend import TorchRunner
 from rt_mmdf.core.blocks import Flag, SourceEstimate
 from rt_mmdf.core.channels import Modality
-from rt_mmdf.core.errors import ArtefactError, ConfigurationError, RtMmdfError
+from rt_mmdf.core.errors import ArtefactError, ConfigurationError, RtMmdfError, SolverError
 from rt_mmdf.headmodel.head import HeadModel
 from rt_mmdf.headmodel.noise import ad_hoc_noise_cov, save_noise_cov
 from rt_mmdf.headmodel.whitener import make_whitener
@@ -94,11 +98,12 @@ def joined(estimates: list[SourceEstimate]) -> tuple[np.ndarray, np.ndarray]:
     return np.hstack([e.data for e in estimates]), np.concatenate([e.flags for e in estimates])
 
 
+@pytest.mark.parametrize("backend", ["torch", "onnxruntime"])
 @pytest.mark.parametrize("kind", ["mmdf", "fusion"])
 def test_live_is_the_network_offline_and_says_its_name(
-    kind: str, lab: Lab, content: dict[str, Any], models: Path, sensors: mne.io.BaseRaw, tmp_path: Path
+    kind: str, backend: str, lab: Lab, content: dict[str, Any], models: Path, sensors: mne.io.BaseRaw, tmp_path: Path
 ) -> None:
-    content["solver"] = {"model": str(models / kind), "refresh_ms": 20}
+    content["solver"] = {"model": str(models / kind), "refresh_ms": 20, "lag_ms": 12, "backend": backend}
     content["output"] = {"files": {"prefix": str(tmp_path / "estimates")}}
     publish(lab, sensors)
     session, estimates = lab.image(content)
@@ -119,11 +124,11 @@ def test_live_is_the_network_offline_and_says_its_name(
     network = build_network(artefact.kind, artefact.options, arrays := forward_arrays(head, whitener, head.ch_names))
     network.load_state_dict({key: torch.from_numpy(values.copy()) for key, values in artefact.weights.items()})
     prepared, seen = network.eval().prepare(arrays), torch.from_numpy(whitened[order])
-    step, refresh = 2, 5  # 250 Hz to about 100 Hz; 20 ms
+    step, refresh, lag = 2, 5, 3  # 250 Hz to about 100 Hz; 20 and 12 ms
     size = np.linalg.norm(whitened, axis=0)
     # the window is full there: the very first sample behind a filter is zero, and counts as unknown
     for t in (start + int(size[start : start + 50].argmax()) for start in (62, 150, 300)):
-        t0 = t // refresh * refresh
+        t0 = (t - lag) // refresh * refresh
         window = seen[None, :, t0 % step : t0 + 1 : step][:, :, -network.n_times :] if network.n_times > 1 else None
         with torch.inference_mode():
             if kind == "fusion":
@@ -138,6 +143,10 @@ def test_live_is_the_network_offline_and_says_its_name(
     assert (card["solver"], card["unit"], card["n_sources"]) == (name, "A m", 1284)
     assert card["model"]["network"] == kind
     assert card["model"]["weights_sha256"] == artefact.weights_sha256
+    assert card["model"]["backend"] == {"name": backend, "precision": "fp32", "device": "cpu", "fallen_back": None}
+    status = session.status()["model"]
+    n_windows = 0 if kind == "mmdf" else -(-data.shape[1] // refresh)
+    assert (status["windows"], status["late_windows"], status["lag_ms"]) == (n_windows, 0, 12.0 if n_windows else 0.0)
     described = session.outlets.streams[0]
     assert described.extra["estimate/solver"] == name
     assert described.extra["estimate/unit"] == "A m"
@@ -306,7 +315,7 @@ def hear(lab: Lab, name: str) -> Any:
 def test_a_model_beside_a_classical_inverse_images_what_it_would_alone(
     kind: str, lab: Lab, content: dict[str, Any], models: Path, sensors: mne.io.BaseRaw
 ) -> None:
-    model = {"model": str(models / kind), "refresh_ms": 20}
+    model = {"model": str(models / kind), "refresh_ms": 20, "backend": "torch"}
     publish(lab, sensors)
     noise = {"head": {"spacing": "ico3"}}
     heard = []
@@ -341,7 +350,7 @@ def test_averages_are_imaged_by_a_network_of_their_own(
     lab: Lab, content: dict[str, Any], models: Path, sensors: mne.io.BaseRaw
 ) -> None:
     content["preprocessing"]["filters"]["max_settling_s"] = 0.4
-    content["solver"] = {"model": str(models / "fusion"), "refresh_ms": 20}
+    content["solver"] = {"model": str(models / "fusion"), "refresh_ms": 20, "backend": "torch"}
     publish(lab, sensors)
     lab.publish_events("stimuli", [(0.9, "1"), (1.3, "1"), (1.7, "1")])
     average = {"markers": {"name": "stimuli"}, "events": {"e": [1]}, "tmax_s": 0.2, "max_hz": 125.0, "update_s": 0}
@@ -356,9 +365,101 @@ def test_averages_are_imaged_by_a_network_of_their_own(
     averages = session.optional.average._averages
     own = averages.average("e")
     assert own.n_trials == 3
-    operator = session.imaging.build(session.imaging.full_key())
+    operator = session.imaging.build(session.imaging.full_key(), at_once=True)
     whitened = np.sqrt(3) * (operator.whitener.matrix @ own.data)
     expected = operator.solver(np.asfortranarray(whitened, dtype=np.float32), whitened.shape[1]) / np.sqrt(3)
     shown = np.flatnonzero(np.rint(averages.latencies * SFREQ) % 2 == 0)
     assert len(got) == len(shown) == 38
     np.testing.assert_allclose(got.T, expected[:, shown], rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+
+
+def test_a_backend_that_is_not_there_stops_the_start_and_says_what_to_do(
+    lab: Lab, content: dict[str, Any], models: Path, sensors: mne.io.BaseRaw
+) -> None:
+    publish(lab, sensors)
+    for backend in ("torch-cuda", "tensorrt"):
+        if why_not(backend) is not None:
+            content["solver"] = {"model": str(models / "mmdf"), "backend": backend}
+            refused(lab, content, BackendUnavailable, f"backend {backend}: ", "pip install")
+    content["solver"] = {"model": str(models / "mmdf"), "backend": "torch", "precision": "fp16"}
+    refused(lab, content, SolverError, "precision 'fp16' on torch")
+    assert not [stream for stream in lab.transport.resolve(timeout_s=0.0) if stream.name.startswith("a-s")]
+
+
+def test_a_backend_that_is_not_true_stops_the_start(
+    lab: Lab, content: dict[str, Any], models: Path, sensors: mne.io.BaseRaw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    says = OnnxRuntimeRunner.__call__
+    monkeypatch.setattr(OnnxRuntimeRunner, "__call__", lambda self, samples: 1.01 * says(self, samples))
+    publish(lab, sensors)
+    content["solver"] = {"model": str(models / "mmdf"), "backend": "onnxruntime"}
+    refused(lab, content, SolverError, "tiny-mmdf on onnxruntime (cpu): not true enough", 'or backend = "torch"')
+    content["solver"] = {"model": str(models / "mmdf")}
+    session = lab.session(content)
+    session.stop()
+    assert session.imaging.model.choice.backend == "torch"
+    assert "no onnxruntime (not true enough" in session.imaging.model.choice.why
+
+
+@pytest.mark.parametrize("kind", ["mmdf", "fusion"])
+def test_a_device_that_fails_gives_way_to_the_processor_and_is_told(
+    kind: str,
+    lab: Lab,
+    content: dict[str, Any],
+    models: Path,
+    sensors: mne.io.BaseRaw,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    publish(lab, sensors)
+    content["solver"] = {"model": str(models / kind), "backend": "torch"}
+    expected, _ = joined(lab.image(content)[1])
+    # a device that is fast, and vanishes in the middle
+    calls = {"left": 10**9}
+
+    class Device(TorchRunner):
+        device = "NVIDIA H100"
+
+        def __call__(self, samples: np.ndarray) -> np.ndarray:
+            calls["left"] -= 1
+            if calls["left"] < 0:
+                raise SolverError("tiny on NVIDIA H100: the GPU has failed (CUDA error: unspecified launch failure).")
+            return super().__call__(samples)
+
+    def runner(self: Programs, backend: str, precision: str = "fp32") -> Any:
+        if backend == "torch-cuda":
+            made = Device(self.task)
+            made.backend = "torch-cuda"
+            return made
+        if backend == "torch":
+            return TorchRunner(self.task)
+        raise BackendUnavailable(f"backend {backend}: not here")
+
+    monkeypatch.setattr(Programs, "runner", runner)
+    monkeypatch.setattr(
+        "rt_mmdf.solvers.network.choose",
+        lambda programs, trial, wanted, precision: Choice("torch-cuda", precision, "NVIDIA H100", "", wanted == "auto"),
+    )
+    other = type(lab)()
+    publish(other, sensors)
+    content["solver"] = {"model": str(models / kind)}
+    estimates: list[SourceEstimate] = []
+    session = other.session(content, on_estimate=estimates.append)
+    calls["left"] = 20
+    other.run(session)
+    data, flags = joined(estimates)
+    np.testing.assert_allclose(data, expected, rtol=1e-5, atol=1e-6 * np.abs(expected).max())
+    assert not (flags & np.uint32(Flag.INVALID)).any()
+    status = session.status()["model"]["backend"]
+    assert status["name"] == "torch"
+    assert "unspecified launch failure" in status["fallen_back"]
+    assert "unspecified launch failure" in session.scorecard().as_dict()["model"]["backend"]["fallen_back"]
+    assert caplog.text.count("imaging goes on with torch") == 1
+    # what was asked for by name is not replaced in silence
+    third = type(lab)()
+    publish(third, sensors)
+    calls["left"] = 10**9
+    session = third.session({**content, "solver": {"model": str(models / kind), "backend": "torch-cuda"}})
+    calls["left"] = 20
+    with pytest.raises(SolverError, match="unspecified launch failure"):
+        third.run(session)

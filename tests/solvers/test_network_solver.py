@@ -22,9 +22,11 @@ from rt_mmdf.headmodel.whitener import make_whitener
 from rt_mmdf.networks.build import NETWORK_KINDS, build_network
 from rt_mmdf.networks.interface import ForwardArrays, SourceMap
 from rt_mmdf.preprocessing.window import SlidingWindow
+from rt_mmdf.runtime.background import Background
+from rt_mmdf.runtime.mailbox import Signal
 from rt_mmdf.solvers.artefact import Artefact, save_artefact
 from rt_mmdf.solvers.forward_arrays import forward_arrays
-from rt_mmdf.solvers.network import NetworkSolver, TrainedNetwork
+from rt_mmdf.solvers.network import NetworkSolver, RefreshCounts, TrainedNetwork
 
 N_CHANNELS, N_TIMES, STEP, REFRESH, LONGEST = 4, 6, 3, 7, 12
 SMALL = {"fusion": {"width": 8, "n_blocks": 1, "n_nodes": 64, "n_likely": 32, "k": 40, "n_times": 20}, "convdip": {}}
@@ -67,23 +69,28 @@ class Linear(Splitter):
         raise AssertionError("the factors are quicker")
 
 
-def told(network: torch.nn.Module) -> NetworkSolver:
+def told(network: torch.nn.Module, lag: int = 0, **given: Any) -> NetworkSolver:
     backend = TorchBackend(network, 2.0)
     rows = np.arange(N_CHANNELS)
-    return NetworkSolver(backend, n_sources=4, n_channels=N_CHANNELS, rows=rows, n_times=N_TIMES, step=STEP, refresh=REFRESH)
+    sizes = {"n_sources": 4, "n_channels": N_CHANNELS, "n_times": N_TIMES, "step": STEP, "refresh": REFRESH}
+    return NetworkSolver(backend, rows=rows, lag=lag, **sizes, **given)
 
 
 @pytest.mark.parametrize("network", [Teller(), Splitter(), Linear()], ids=["whole", "split", "factors"])
-@settings(max_examples=25)
-@given(sizes=st.lists(st.integers(1, LONGEST), min_size=1, max_size=12), hole=st.integers(0, 40))
+@settings(max_examples=40)
+@given(
+    sizes=st.lists(st.integers(1, LONGEST), min_size=1, max_size=12),
+    hole=st.integers(0, 40),
+    lag=st.integers(0, REFRESH),
+)
 def test_an_estimate_depends_on_the_columns_and_not_on_the_hops(
-    network: torch.nn.Module, sizes: list[int], hole: int
+    network: torch.nn.Module, sizes: list[int], hole: int, lag: int
 ) -> None:
     stream = np.random.default_rng(hole).standard_normal((N_CHANNELS, sum(sizes))).astype(np.float32)
     stream[-1] = 1.0
     stream[:, hole : hole + 4] = np.nan
-    solver, window = told(network), SlidingWindow((N_TIMES - 1) * STEP + LONGEST, N_CHANNELS)
-    n_imaged = 0
+    solver, window = told(network, lag), SlidingWindow((N_TIMES - 1) * STEP + LONGEST, N_CHANNELS)
+    n_imaged, looks = 0, {}  # windows by the sample with which they come into force: the first at once
     for start, stop in pairwise(np.cumsum([0, *sizes])):
         seen = window.push(stream[:, start:stop])
         if np.isnan(stream[:, start:stop]).any():
@@ -93,9 +100,11 @@ def test_an_estimate_depends_on_the_columns_and_not_on_the_hops(
         assert estimate.dtype == np.float32
         for k, t in enumerate(range(start, stop)):
             if (n_imaged + k) % REFRESH == 0:
-                newest = t
                 columns = [t - i * STEP for i in range(N_TIMES) if t - i * STEP >= 0]
-                known = [c for c in columns if not np.isnan(stream[:, c]).any()]
+                own = [c for c in columns if not np.isnan(stream[:, c]).any()]
+                looks[n_imaged + k + (lag if looks else 0)] = (t, own)
+            if n_imaged + k in looks:
+                newest, known = looks[n_imaged + k]
             said = [stream[0, t], stream[1, known].sum(), stream[:, newest].sum(), len(known)]
             np.testing.assert_allclose(estimate[:, k], 2e-9 * np.array(said), rtol=1e-5, atol=1e-14)
         if isinstance(network, Splitter):
@@ -105,6 +114,71 @@ def test_an_estimate_depends_on_the_columns_and_not_on_the_hops(
         n_imaged += stop - start
 
 
+class Slow(Linear):
+    """Counts the windows that it has looked at."""
+
+    n_looks = 0
+
+    def prior(self, sample: torch.Tensor, window: torch.Tensor, prepared: float) -> torch.Tensor:
+        self.n_looks += 1
+        return super().prior(sample, window, prepared)
+
+
+def test_a_window_that_is_not_ready_is_counted_and_the_one_before_serves_on() -> None:
+    network, background, counts = Slow(), Background(), RefreshCounts()
+    background.worker("never started")  # from here on work waits for `step`
+    solver = told(network, 2, background=background, counts=counts)
+    looks, n = network.n_looks, 5 * REFRESH
+    stream = np.random.default_rng(0).standard_normal((N_CHANNELS, 20 + n)).astype(np.float32)
+    stream[-1] = 1.0
+
+    def newest_columns(first: int, last: int) -> list[int]:
+        """Which column was the newest of the window that images each sample from `first` to before `last`."""
+        estimate = solver(stream[:, : 20 + last], last - first)[2] / 2e-9
+        sums = stream[:, 20:].sum(axis=0)
+        return [int(np.abs(sums - value).argmin()) for value in estimate]
+
+    assert newest_columns(0, REFRESH + 2) == [0] * (REFRESH + 2)  # the first is waited for, the second not
+    assert (network.n_looks - looks, counts.taken, counts.late) == (1, 2, 0)
+    assert newest_columns(REFRESH + 2, REFRESH + 4) == [0, 0]  # it should have come into force: late
+    assert (counts.taken, counts.late) == (2, 1)
+    assert newest_columns(REFRESH + 4, 2 * REFRESH + 1) == [0] * (REFRESH - 3)  # no other one while it is late
+    assert (counts.taken, counts.late) == (2, 1)
+    background.step(0.0)
+    assert newest_columns(2 * REFRESH + 1, 3 * REFRESH) == [REFRESH] * (REFRESH - 1)  # there it is
+    assert newest_columns(3 * REFRESH, 3 * REFRESH + 1) == [REFRESH]  # the next is asked for
+    background.step(0.0)
+    assert newest_columns(3 * REFRESH + 1, 3 * REFRESH + 4) == [REFRESH, 3 * REFRESH, 3 * REFRESH]  # in time
+    assert (network.n_looks - looks, counts.taken, counts.late) == (3, 3, 1)
+
+
+def test_the_other_thread_makes_the_same_estimates_and_its_error_is_not_lost() -> None:
+    stream = np.random.default_rng(1).standard_normal((N_CHANNELS, 80)).astype(np.float32)
+    background, counts = Background(), RefreshCounts()
+    alone, helped = told(Splitter(), 3), told(Splitter(), 3, background=background, counts=counts)
+    with background.worker("windows"):
+        for t in range(30, 80):
+            if helped._coming is not None and not helped._coming.ready:
+                done = Signal()
+                background.ask(done.ring)  # done after it
+                assert done.wait(30.0)
+            np.testing.assert_array_equal(helped(stream[:, : t + 1], 1), alone(stream[:, : t + 1], 1))
+    assert counts.late == 0
+    assert counts.taken == -(-50 // REFRESH)
+
+    class Broken(Splitter):
+        def prior(self, sample: torch.Tensor, window: torch.Tensor, prepared: float) -> torch.Tensor:
+            if window[0, 0, -1] == 666:
+                raise ArithmeticError("no decomposition")
+            return super().prior(sample, window, prepared)
+
+    broken = told(Broken(), 1)
+    stream[0, 30 + REFRESH] = 666
+    broken(stream[:, : 30 + REFRESH], REFRESH)
+    with pytest.raises(SolverError, match=r"window: .*no decomposition"):
+        broken(stream[:, : 30 + REFRESH + 2], 2)
+
+
 def test_a_shorter_window_is_what_there_is() -> None:
     stream = np.random.default_rng(0).standard_normal((N_CHANNELS, 8)).astype(np.float32)
     estimate = told(Teller())(stream, 2)
@@ -112,6 +186,8 @@ def test_a_shorter_window_is_what_there_is() -> None:
     assert told(Teller())(stream, 0).shape == (4, 0)
     with pytest.raises(SolverError, match="refresh 0"):
         NetworkSolver(TorchBackend(Teller(), 1.0), n_sources=4, n_channels=4, rows=np.arange(4), refresh=0)
+    with pytest.raises(SolverError, match="lag 8 samples; 0 to 7"):
+        told(Teller(), REFRESH + 1)
 
 
 def test_one_thread_is_taken_and_given_back() -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from rt_mmdf.core.channels import Channels, ChannelType, Modality
 from rt_mmdf.core.errors import ConfigurationError, NoiseCovarianceError, SolverError
@@ -234,3 +235,10 @@ def test_dspm_of_both_finds_the_expected_regions(sample_data, sample_head: HeadM
         else:
             assert side * x > 0, evoked.comment
             assert y < -45, evoked.comment
+
+
+@pytest.mark.parametrize("keys", [{"backend": "tensorrt"}, {"precision": "fp16"}, {"backend": "torch", "method": "MNE"}])
+def test_a_backend_for_a_classical_inverse_is_refused_not_ignored(keys: dict[str, str]) -> None:
+    with pytest.raises(ValidationError, match="they are of trained models"):
+        SolverSettings.model_validate(keys)
+    assert SolverSettings.model_validate({"model": "mmdf", "backend": "onnxruntime"}).refresh_ms == 50

@@ -1,0 +1,107 @@
+"""What runs a network for the live chain: one small interface, whatever the library and the processor.
+
+    network --> Task --> Runner of a backend --> moments of each hop
+                (module, ONNX)   (buffers, streams, graphs: allocated once)
+
+A `Task` is what is computed for every sample. What changes more slowly than samples (the channels that are there, the
+matrices of a prior) enters as operands, so that one compiled network serves every set of channels.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rt_mmdf.core.errors import SolverError
+
+Float32 = NDArray[np.float32]
+
+BackendName = Literal["torch", "torch-cuda", "onnxruntime", "tensorrt"]
+Precision = Literal["fp32", "tf32", "fp16"]
+Wanted = Literal["auto", "torch", "torch-cuda", "onnxruntime", "tensorrt"]
+BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
+OPERANDS = "operand_{}"
+SAMPLES, MOMENTS = "samples", "moments"
+"""Names of what enters and leaves a graph."""
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What is computed for every sample, in the forms that backends take.
+
+    name : for messages
+    n_channels, n_sources : of a sample and of its moments
+    shapes : of the operands
+    precisions : that it can be computed in; inputs, operands and moments are float32 in each of them
+    module : (precision) -> torch.nn.Module from samples (n, n_channels) and the operands to moments (n, n_sources); it may
+        share its weights with others: copy it to move it. A copy of that of "fp32" computes in double precision too
+    onnx : (n, precision) -> serialised ONNX of the same, for n samples at once, or for any number where n is None
+    """
+
+    name: str
+    n_channels: int
+    n_sources: int
+    shapes: tuple[tuple[int, ...], ...]
+    precisions: tuple[Precision, ...]
+    module: Callable[[Precision], Any]
+    onnx: Callable[[int | None, Precision], bytes]
+
+    @property
+    def operand_names(self) -> tuple[str, ...]:
+        """Of the inputs of a graph, beside the samples."""
+        return tuple(OPERANDS.format(i) for i in range(len(self.shapes)))
+
+
+class Runner(ABC):
+    """A task on one backend with buffers, and on a GPU a stream, of its own; warm once built. For one thread.
+
+    Several may share a compiled network and a GPU.
+
+    Attributes
+    ----------
+    backend, precision, device : what it is, for people
+    """
+
+    backend: BackendName
+    precision: Precision
+    device: str
+
+    @abstractmethod
+    def load(self, *operands: Float32) -> None:
+        """Take operands for the samples from now on; they are not copied where they need not be: leave them as they are."""
+
+    @abstractmethod
+    def __call__(self, samples: Float32) -> Float32:
+        """Moments (n, n_sources) of samples (n, n_channels); the caller's to keep.
+
+        Raises
+        ------
+        SolverError
+            The device has failed. Nothing that it said since is handed out.
+        """
+
+    def close(self) -> None:  # noqa: B027  # those on the processor hold nothing
+        """Give back what it holds on a device; it cannot be called any more."""
+
+    def __enter__(self) -> Runner:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+class BackendUnavailable(SolverError):
+    """A backend cannot be used on this machine; the message says why and what would change that."""
+
+
+def describe(backend: str, precision: str) -> str:
+    """As people read it: "onnxruntime", "tensorrt (fp16)"."""
+    return backend if precision == "fp32" else f"{backend} ({precision})"
