@@ -16,7 +16,7 @@ from rich.logging import RichHandler
 from rich.text import Text
 
 import rt_mmdf
-from rt_mmdf.cli import calibrate, demo, doctor, evaluate, head, monitor, replay, simulate, streams, train, view
+from rt_mmdf.cli import calibrate, demo, doctor, evaluate, head, monitor, profile, replay, simulate, streams, train, view
 from rt_mmdf.cli.console import ERR, OUT
 from rt_mmdf.core.errors import RtMmdfError
 
@@ -39,6 +39,7 @@ app.add_typer(head.app, name="head", rich_help_panel=PREPARE)
 app.command("simulate", rich_help_panel=PREPARE)(simulate.simulate)
 app.command("train", rich_help_panel=PREPARE)(train.train)
 app.command("evaluate", rich_help_panel=PREPARE)(evaluate.evaluate)
+app.command("profile", rich_help_panel=LOOK)(profile.profile)
 app.command("streams", rich_help_panel=LOOK)(streams.streams)
 app.command("doctor", rich_help_panel=LOOK)(doctor.doctor)
 

@@ -127,6 +127,11 @@ class HopLog:
             self._depths[at, i] = ask()
         self.n = at + 1  # last: a reader in another thread sees whole rows only
 
+    def hear_again(self, heard: float) -> None:
+        """More of the newest hop has come to the listener."""
+        if self.n:
+            self._heard[self.n - 1] = heard
+
     def times(self) -> HopTimes:
         """Everything so far."""
         n = self.n
@@ -160,7 +165,7 @@ def longest_run(late: NDArray[np.bool_]) -> int:
 
 
 def cost_of_noting(n_queues: int, repeats: int = 2000) -> float:
-    """What a `HopLog` costs the engine for each hop, seconds; the copy of the estimate that the session makes for it counts."""
+    """What a `HopLog` costs the engine for each hop, seconds; with the copy of the estimate that is made for it."""
     nothing = np.zeros((1, 1), np.float32)
     stamps = StageStamps(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
     estimate = SourceEstimate(nothing, np.zeros(1), np.zeros(1, np.uint32), 0, 0, "", stamps)

@@ -74,6 +74,10 @@ class LoadMeter:
         self._gpu = _gpu()
         self.load.gpu = self._gpu.how
 
+    def begin(self) -> None:
+        """Leave out what was used so far."""
+        self._process.recent()
+
     def sample(self) -> None:
         """Take a sample."""
         began = time.thread_time()
@@ -121,7 +125,7 @@ class _Smi(_NoGpu):
     how = "the whole of GPU 0, by nvidia-smi"
 
     def __init__(self, program: str) -> None:
-        self._file = tempfile.TemporaryFile("w+")
+        self._file = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed in `close`
         wanted = ["--id=0", "--query-gpu=utilization.gpu,memory.used", "--format=csv,noheader,nounits"]
         self._process = subprocess.Popen(
             [program, *wanted, f"--loop-ms={SMI_INTERVAL_MS}"], stdout=self._file, stderr=subprocess.DEVNULL

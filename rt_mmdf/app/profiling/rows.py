@@ -1,4 +1,4 @@
-"""One row of a profile: a combination of solver, hop, block, rate, channels and sources, with all that was measured of it."""
+"""One row of a profile: a combination of solver, hop, block, rate, channels and sources, and what was measured of it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rt_mmdf.app.profiling.hops import END_TO_END, HopTimes, figures_of, longest_run
 from rt_mmdf.app.profiling.load import Load
@@ -35,6 +36,7 @@ class Row:
     physics : delays that no computing can shorten, see `physics_of`
     overhead : of the profiler itself
     complete_hops : the engine's hops are all known, so what is missing was skipped
+    queues : what was waiting, by name; None: as noted with each hop
     """
 
     case: Mapping[str, Any]
@@ -48,6 +50,7 @@ class Row:
     physics: Mapping[str, Any]
     overhead: Mapping[str, Any]
     complete_hops: bool = True
+    queues: Mapping[str, NDArray[np.int64]] | None = None
 
     @property
     def name(self) -> str:
@@ -93,7 +96,9 @@ class Row:
             "longest_late_run": longest_run(self.end_to_end_ms > self.budget_ms),
             "latency_ms": {name: figures_of(values) for name, values in self.latencies_ms().items()},
             "interval_ms": figures_of(1e3 * np.diff(times.stamp("published"))),
-            "queue": {name: _depth(values) for name, values in times.queues.items()},
+            "queue": {
+                name: _depth(values) for name, values in (times.queues if self.queues is None else self.queues).items()
+            },
             "load": self.load.summary(),
             "physics": dict(self.physics),
             "start_up": {
@@ -129,7 +134,7 @@ def _microseconds(seconds: Float64) -> list[int | None]:
     return [round(1e6 * value) if np.isfinite(value) else None for value in seconds.tolist()]
 
 
-def _depth(values: np.ndarray[Any, np.dtype[np.int64]]) -> dict[str, float | None]:
+def _depth(values: NDArray[np.int64]) -> dict[str, float | None]:
     known = len(values) > 0
     return {
         "p50": float(np.quantile(values, 0.5, method="inverted_cdf")) if known else None,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import mne
 import numpy as np
@@ -31,7 +31,7 @@ from rt_mmdf.core.settings import Settings, validate_settings
 from rt_mmdf.headmodel.noise import AD_HOC_STD
 from rt_mmdf.headmodel.template import build_template
 from rt_mmdf.lsl.interface import Transport
-from rt_mmdf.solvers.artefact import default_model
+from rt_mmdf.solvers.artefact import default_model, find_model
 from rt_mmdf.solvers.linear import LiveMethod
 
 NOISE_S = 4.0  # of the simulated recording, which is played end to end
@@ -59,9 +59,9 @@ class ProfileSettings(Settings):
     """
 
     solvers: tuple[str, ...] = Field(min_length=1)
-    hop_ms: tuple[float, ...] = Field((10.0,), min_length=1)
-    chunks: tuple[int, ...] = Field((10,), min_length=1)
-    rates: tuple[float, ...] = ()
+    hop_ms: tuple[Annotated[float, Field(gt=0, le=1000)], ...] = Field((10.0,), min_length=1)
+    chunks: tuple[Annotated[int, Field(ge=1, le=100_000)], ...] = Field((10,), min_length=1)
+    rates: tuple[Annotated[float, Field(gt=0, le=1e5)], ...] = ()
     modalities: tuple[Modalities, ...] = ()
     sources: tuple[Sources, ...] = ()
     seconds: float = Field(10.0, ge=1, le=3600)
@@ -102,7 +102,12 @@ def cases_of(settings: ProfileSettings) -> list[Case]:
         There are too many, or the recording lacks a modality that is asked for.
     RecordingError
         It cannot be read.
+    ArtefactError
+        There is no such model.
     """
+    for solver in settings.solvers:
+        if solver not in METHODS:
+            find_model(solver)
     modalities: Sequence[Modalities] = settings.modalities
     if settings.recording is not None:
         has = set(read_recording(settings.recording).sensors)
@@ -244,9 +249,7 @@ def _measure(
     config = _configuration(settings, case, prefix, name)
     log = HopLog(math.ceil((settings.seconds + START_UP_S + SPARE_S) * 1e3 / case.hop_ms))
     began = time.perf_counter()
-    session = Session(
-        config, transport, progress=lambda what, fraction: progress(what, 0.3 * fraction), on_estimate=log
-    )
+    session = Session(config, transport, progress=lambda what, fraction: progress(what, 0.3 * fraction), on_estimate=log)
     prepared_s = time.perf_counter() - began
     rings = {m.value: receiver.ring for m, receiver in session.intake.receivers.items()}
     log.watch({m: (lambda ring=ring: ring.n_waiting) for m, ring in rings.items()})  # type: ignore[misc]
@@ -260,7 +263,9 @@ def _measure(
             replay.check()
             if math.isnan(counting):
                 counting = first_valid(log.times())
-            elif transport.clock.now() - counting >= START_UP_S:
+            elif transport.clock.now() - counting < START_UP_S:
+                meter.begin()
+            else:
                 meter.sample()
             done = 0.0 if math.isnan(counting) else (transport.clock.now() - counting) / total
             progress("measuring", 0.3 + 0.7 * min(done, 1.0))
