@@ -17,7 +17,7 @@ from rich.text import Text
 
 from rt_mmdf.app.profiling.figures import histogram, percentiles, stages, timeline
 from rt_mmdf.app.profiling.hops import END_TO_END, STAGES
-from rt_mmdf.app.profiling.rows import Row
+from rt_mmdf.app.profiling.rows import Row, labels_of
 from rt_mmdf.app.profiling.trace import trace_of
 from rt_mmdf.app.scorecard import plain, versions, write_json
 from rt_mmdf.core.errors import SinkError
@@ -130,8 +130,9 @@ def render(rows: Sequence[Row]) -> RenderableType:
 
 
 def _overview(rows: Sequence[Row]) -> Table:
+    names, shared = labels_of(rows)
     table = Table(
-        title="End to end, ms after a hop could exist; skipped hops count as late",
+        title=f"End to end, ms after a hop could exist; skipped hops count as late ({shared})",
         title_justify="left",
         box=None,
         pad_edge=False,
@@ -139,11 +140,11 @@ def _overview(rows: Sequence[Row]) -> Table:
     table.add_column("row", style="bold")
     for name in (*PERCENTILES, "jitter", "late", "run", "skipped", "hops"):
         table.add_column(name.replace("_", "."), justify="right", no_wrap=True)
-    for row in rows:
+    for row, name in zip(rows, names, strict=True):
         summary = row.summary()
         figures = summary["latency_ms"][END_TO_END]
         table.add_row(
-            row.name,
+            name,
             *(_ms(figures[key], row.budget_ms) for key in PERCENTILES),
             _ms(figures["jitter"]),
             _bad(summary["late"]),
@@ -250,12 +251,19 @@ def _html(rows: Sequence[Row], command: str) -> str:
         "if nothing but physics took time. A hop that was skipped counts as late until the next one was published. A dash: "
         "too few hops for that percentile.</p>",
         "<h2>End to end</h2>",
-        _overview_table(summaries),
+        f'<p class="note">All rows: {escape(labels_of(rows)[1])}.</p>',
+        _overview_table(summaries, labels_of(rows)[0]),
         "<h2>Figures</h2>",
         figure_part(percentiles(rows), "Percentiles of the end-to-end latency. Dashed: budget."),
         figure_part(histogram(rows), "How often each end-to-end latency occurred."),
-        figure_part(timeline(rows), "Every hop. Red: later than the budget; skipped hops stand at the time they were due."),
-        figure_part(stages(rows), "Where the time goes: median of each stage, from the intended time to the publication."),
+        figure_part(
+            timeline(rows),
+            "Every hop. Red: later than the budget; grey crosses: skipped, as late as what came in their place.",
+        ),
+        figure_part(
+            stages(rows),
+            "Where the time goes, for the usual hops (the middle half) and the slowest 1 % of those that were published.",
+        ),
         "<h2>Stages</h2>",
     ]
     for summary in summaries:
@@ -265,18 +273,18 @@ def _html(rows: Sequence[Row], command: str) -> str:
     return page("Latency of rt_mmdf", [*parts, "<h2>What the words mean</h2>", meaning], STYLE)
 
 
-def _overview_table(summaries: Sequence[Mapping[str, Any]]) -> str:
+def _overview_table(summaries: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> str:
     names = (*PERCENTILES, "jitter", "late", "longest run", "skipped", "hops", "cores", "MB")
     head = "".join(f"<th>{name.replace('_', '.')}</th>" for name in names)
     body = ""
-    for summary in summaries:
+    for summary, label in zip(summaries, labels, strict=True):
         figures, load = summary["latency_ms"][END_TO_END], summary["load"]
         cells = "".join(_cell(figures[key], summary["budget_ms"]) for key in PERCENTILES) + _cell(figures["jitter"])
         for key in ("late", "longest_late_run", "skipped"):
             value = summary[key]
             cells += f'<td class="bad">{value}</td>' if value else f"<td>{'?' if value is None else value}</td>"
         cells += f"<td>{summary['hops']}</td>" + _cell(load["cpu_cores"]) + _cell(load["rss_mb"], digits=0)
-        body += f"<tr><th>{escape(summary['name'])}</th>{cells}</tr>"
+        body += f"<tr><th>{escape(label)}</th>{cells}</tr>"
     return f'<div class="wide"><table><thead><tr><th>ms</th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -54,13 +54,8 @@ class Row:
 
     @property
     def name(self) -> str:
-        """For tables: what is known of the case."""
-        case = self.case
-        parts = [str(case["solver"]), f"hop {case['hop_ms']:g} ms"]
-        if case["chunk"] is not None:
-            parts.append(f"blocks {case['chunk']}")
-        parts += [f"{case['sfreq']:g} Hz", str(case["modalities"]), f"{case['n_sources']} sources"]
-        return ", ".join(parts)
+        """All that is known of the case."""
+        return words_of(self.case, CASE_KEYS)
 
     @cached_property
     def end_to_end_ms(self) -> Float64:
@@ -128,6 +123,28 @@ class Row:
             raw["heard_us"] = _microseconds(kept.heard - intended)
         raw["end_to_end_us"] = _microseconds(1e-3 * self.end_to_end_ms[::end_stride])
         return raw
+
+
+def words_of(case: Mapping[str, Any], keys: Iterable[str]) -> str:
+    """Some keys of a case in words; those that are not known are left out."""
+    return ", ".join(_WORDS[key].format(case[key]) for key in keys if case[key] is not None)
+
+
+_WORDS = {
+    "solver": "{}",
+    "hop_ms": "hop {:g} ms",
+    "chunk": "blocks of {}",
+    "sfreq": "{:g} Hz",
+    "modalities": "{}",
+    "n_sources": "{} sources",
+}
+
+
+def labels_of(rows: Sequence[Row]) -> tuple[list[str], str]:
+    """Short names that tell the rows apart, and what all of them share."""
+    shared = [key for key in CASE_KEYS[1:] if len({row.case[key] for row in rows}) == 1]
+    own = [key for key in CASE_KEYS if key not in shared]
+    return [words_of(row.case, own) for row in rows], words_of(rows[0].case, shared) if rows else ""
 
 
 def _microseconds(seconds: Float64) -> list[int | None]:
