@@ -188,6 +188,11 @@ class Lab:
 
     def run(self, session: Session) -> None:
         """Send everything that was published, and stop the session."""
+        for _ in self.steps(session):
+            pass
+
+    def steps(self, session: Session) -> Iterator[float]:
+        """The same, step by step: seconds since the begin."""
         try:
             for key in session.imaging.keys_in_advance():
                 session.operators.offer(key)
@@ -208,6 +213,7 @@ class Lab:
                 self.pump_optional(session)
                 for look in self.looks:
                     look(step / 50)
+                yield step / 50
         finally:
             session.stop()
 

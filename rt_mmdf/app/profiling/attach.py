@@ -25,7 +25,8 @@ RESOLVE_S = 5.0
 PULL_S = 0.05
 CLOCK_S = 0.5
 CLOCK_LIMIT_S = 5.0
-CLOCK_INTERVAL_S = 2.0
+LOOK_S = 0.5  # between two looks at health and clock
+BACKLOG_S = 0.5  # what liblsl hands over at first has waited, and is left out
 SILENT_S = 5.0  # without an estimate, so long
 SPARE_HOPS = 1000
 HEALTH_BYTES = 1 << 20  # longer texts are not ours
@@ -41,7 +42,7 @@ def attach(
     progress: Progress = lambda what, fraction: None,
     keep_waiting: Callable[[float], None] = lambda seconds: None,
 ) -> Row:
-    """Listen to the engine called `name`; a KeyboardInterrupt ends it early, with what came until then.
+    """Listen to the engine called `name`; a KeyboardInterrupt, or its silence, ends it early with what came until then.
 
     Stages are by the engine's own stamps. ``hear`` is from there to this program: the way over the network and liblsl, as
     far as the two clocks are known (see `clock_uncertainty_ms` in the row's facts).
@@ -78,15 +79,21 @@ def attach(
             stack.callback(health.close)
         companion = transport.inlet(found)
         stack.callback(companion.close)
-        began = heard_last = measured = transport.clock.now()
+        heard_last = looked = transport.clock.now()
+        began = heard_last + BACKLOG_S
         used = time.process_time()
         hops = _Hops(log, clock)
+        silent = False
+        progress(f"listening to {name}", 0.0)
         with suppress(KeyboardInterrupt):
             while transport.clock.now() - began < seconds:
                 keep_waiting(0.0)
                 data, _ = companion.pull(PULL_S)
                 now = transport.clock.now()
                 if len(data) == 0:
+                    if now - heard_last > SILENT_S and log.n:
+                        silent = True
+                        break
                     if now - heard_last > SILENT_S:
                         raise StreamError(
                             f"profile --attach {name}: {found.name!r} on {found.hostname!r} has sent nothing for "
@@ -94,18 +101,19 @@ def attach(
                         )
                     continue
                 heard_last = now
+                if now < began:
+                    continue
                 hops.add(np.asarray(data, dtype=np.float64), now)
-                # what takes time comes right after a hop: the next one is farthest away
-                if now - measured >= CLOCK_INTERVAL_S:
-                    measured = now
+                if now - looked >= LOOK_S:  # what takes time comes right after a hop: the next one is farthest away
+                    looked = now
                     clock.add(probe.measure(0.0))
-                if health is not None:
-                    reports += _texts(health.pull(0.0)[0])
-                progress(f"listening to {name}", min((now - began) / seconds, 1.0))
+                    if health is not None:
+                        reports += _texts(health.pull(0.0)[0])
+                    progress(f"listening to {name}", min((now - began) / seconds, 1.0))
         own_cores = (time.process_time() - used) / max(transport.clock.now() - began, 1e-9)
     if log.n == 0:
         raise StreamError(f"profile --attach {name}: no estimate in {seconds:g} s. Listen for longer.")
-    return _row(found, described, log, reports, clock, own_cores, budget_ms)
+    return _row(found, described, log, reports, clock, own_cores, silent, budget_ms)
 
 
 def _companion(name: str, transport: Transport) -> StreamDescription:
@@ -228,6 +236,7 @@ def _row(
     reports: list[dict[str, Any]],
     clock: _EngineClock,
     own_cores: float,
+    silent: bool,
     budget_ms: float | None,
 ) -> Row:
     times = log.times()
@@ -259,7 +268,8 @@ def _row(
             "n_sources": int(sum(sides)) if math.isfinite(sum(sides)) else 0,
         },
         facts={
-            "how": f"attached to {found.extra.get('engine/session', found.name)!r} on {found.hostname!r}",
+            "how": f"attached to {found.extra.get('engine/session', found.name)!r} on {found.hostname!r}"
+            + (", which then fell silent" if silent else ""),
             "unit": found.extra.get("estimate/unit", ""),
             "n_channels": newest.get("n_channels"),
             "head": found.extra.get("head/name"),

@@ -160,12 +160,13 @@ def stages(rows: Sequence[Row]) -> Figure:
         if len(row.times) == 0:
             continue
         lateness = row.times.latency_ms("lateness")
-        lower, upper, slow = np.quantile(lateness, [0.25, 0.75, 0.99])
+        lower, slow = np.quantile(lateness, [0.25, 0.99], method="lower")
+        upper = np.quantile(lateness, 0.75, method="higher")
         for which, chosen in (("usual", (lateness >= lower) & (lateness <= upper)), ("slowest 1 %", lateness >= slow)):
             bars.append((f"{name}, {which}", [float(row.times.latency_ms(stage)[chosen].mean()) for stage in STAGES]))
     figure, axes = _figure(1.3 + 0.36 * max(len(bars), 2))
     axes.grid(visible=False, axis="y")
-    widest = max((sum(max(width, 0.0) for width in widths) for _, widths in bars), default=1.0)
+    widest = max(0.1, *(sum(max(width, 0.0) for width in widths) for _, widths in bars), 0.0)
     for place, (_, widths) in enumerate(bars):
         left = 0.0
         for stage, colour, width in zip(STAGES, STAGE_COLOURS, widths, strict=True):
