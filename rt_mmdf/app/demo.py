@@ -180,6 +180,7 @@ def _material(settings: DemoSettings, prefix: str, report: Progress) -> tuple[Tr
         spacing=settings.spacing,
         progress=report,
     )
+    content["budget"] = {"may_lower": ["hop"]}  # rather a larger hop than none
     if settings.view:
         content["output"] = {"sensors": {}}
     if settings.recording is not None:

@@ -212,6 +212,8 @@ def _render(card: Scorecard) -> RenderableType:
     table.add_row("hops skipped", _count(card.skipped_hops), "left out to catch up with the present")
     lost = Text(", ").join(Text.assemble(f"{name.upper()} ", _count(number)) for name, number in card.lost_samples.items())
     table.add_row("samples lost", lost, "sent, by the stamps, and never received")
+    for what, said in _budget_rows(card.extra):
+        table.add_row(what, said)
     if flags := card.extra.get("flags"):
         listed = ", ".join(f"{name} {number}" for name, number in flags.items())
         table.add_row("samples flagged", listed, "see the companion stream")
@@ -228,6 +230,18 @@ def _render(card: Scorecard) -> RenderableType:
     table.add_row("load", f"{card.cpu_cores:.2f} cores, {card.rss_mb:.0f} MB", "this process")
     shown = ", ".join(f"{name} {number}" for name, number in card.versions.items() if name != "platform")
     return Group(table, Text(f"{shown}; {card.versions.get('platform', '')}", style="dim"))
+
+
+def _budget_rows(extra: Mapping[str, Any]) -> list[tuple[str, Text]]:
+    """What was changed to keep the budget, at the start and while it ran."""
+    budget = extra.get("budget") or {}
+    rows = [("lowered at the start", Text(", ".join(budget["lowered"]), style="yellow"))] if budget.get("lowered") else []
+    if budget.get("warning"):
+        rows.append(("budget", Text(str(budget["warning"]), style="yellow")))
+    if fallback := budget.get("fallback"):
+        said = f"{budget['fallback_hops']} hops imaged with {fallback['solver']}, {fallback['changes']} changes"
+        rows.append(("fallback", Text(said, style="yellow" if budget["fallback_hops"] else "green")))
+    return rows
 
 
 def _count(number: int | None) -> Text:

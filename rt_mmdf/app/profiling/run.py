@@ -226,7 +226,7 @@ def _configuration(settings: ProfileSettings, case: Case, prefix: str, name: str
         noise_cov=settings.noise_cov,
         spacing=case.sources,
     )
-    content |= {"name": name, "hop_ms": case.hop_ms, "budget_ms": settings.budget_ms}
+    content |= {"name": name, "hop_ms": case.hop_ms, "budget_ms": settings.budget_ms, "budget": {"measure": False}}
     content["acquisition"] = {m: own for m, own in content["acquisition"].items() if m in case.modalities.split("+")}
     if "bads" in content["preprocessing"] and settings.recording is not None:
         sensors = read_recording(settings.recording).sensors
