@@ -21,18 +21,10 @@ from rt_mmdf.lsl.memory import ManualClock, MemoryTransport
 from rt_mmdf.sinks.estimates import COMPANION_COLUMNS
 
 Lab = Any  # the fixture's class lives in conftest.py
-UNIT = {"eeg": "V", "mag": "T", "grad": "T/m"}
 
 
 def publish(lab: Lab, recording: Path) -> None:
-    raw = mne.io.read_raw_fif(recording, preload=True, verbose="ERROR")
-    for modality in ("eeg", "meg"):
-        picks = mne.pick_types(raw.info, meg=modality == "meg", eeg=modality == "eeg", exclude=[])
-        kinds = raw.get_channel_types(picks)
-        channels = tuple(ChannelDescription(raw.ch_names[i], k, UNIT[k]) for i, k in zip(picks, kinds, strict=True))
-        name = f"a-{modality.upper()}"
-        description = StreamDescription(name, modality.upper(), name, raw.info["sfreq"], "float32", channels, {})
-        lab.publish(description, raw.get_data(picks).T.astype(np.float32))
+    lab.publish_recording(mne.io.read_raw_fif(recording, preload=True, verbose="ERROR"))
 
 
 def listen(lab: Lab, content: dict[str, Any], seconds: float = 1.8, transport: Any = None) -> tuple[Row, HopLog]:
