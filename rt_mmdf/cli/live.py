@@ -40,6 +40,8 @@ def one_line(status: dict[str, Any]) -> str:
         parts.append(f"latency p50 {latency['p50']:.1f} p99 {latency['p99']:.1f} ms, {status['missed_deadlines']} late")
     if math.isfinite(status["alignment_uncertainty_ms"] or math.inf):
         parts.append(f"alignment ±{status['alignment_uncertainty_ms']:.2f} ms")
+    if (fallback := status["budget"]["fallback"]) is not None and fallback["active"]:
+        parts.append(f"fallback {fallback['solver']}")
     lost = ", ".join(
         f"{name} {stream['counts']['lost']}" for name, stream in status["streams"].items() if "counts" in stream
     )

@@ -17,6 +17,8 @@ DRAWN = 8
 # most by Okabe and Ito (2008), told apart by all kinds of colour vision; none of them near the red of what is late
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#000000", "#8a8a00", "#6a3d9a")
 STAGE_COLOURS = ("#a6cee3", "#7fc9a4", "#f3c65f", "#8fb3e0", "#e0a6c4")
+FILLED = 3
+"""With more histograms in one figure only their outlines are drawn."""
 GREY, RED = "#777777", "#c0281e"
 DPI = 110
 POINTS = 20_000
@@ -102,7 +104,8 @@ def histogram(rows: Sequence[Row]) -> Figure:
         edges = np.geomspace(0.9 * low, 1.1 * max(high, 2 * low), 81)
         for name, colour, values in drawn:
             counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), edges)
-            axes.stairs(100 * counts / len(values), edges, color=colour, lw=1.4, fill=True, alpha=0.15)
+            if len(drawn) <= FILLED:
+                axes.stairs(100 * counts / len(values), edges, color=colour, lw=1.4, fill=True, alpha=0.15)
             axes.stairs(100 * counts / len(values), edges, color=colour, lw=1.6, label=name)
         for budget in _budgets(rows):
             if edges[0] < budget < edges[-1]:

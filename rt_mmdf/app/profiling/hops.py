@@ -16,7 +16,7 @@ AT = {name: i for i, name in enumerate(StageStamps.NAMES)}
 END_TO_END = "end_to_end"
 """From the intended time of a hop to the first publication that is as new: hops that were skipped are in it."""
 STAGES = ("receive", "align", "preprocess", "solve", "publish")
-INVALID = np.uint32(Flag.INVALID)
+INVALID, FALLBACK = np.uint32(Flag.INVALID), np.uint32(Flag.FALLBACK)
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,11 @@ class HopTimes:
     def n_invalid(self) -> int:
         """Hops that had nothing to be imaged from."""
         return int(np.count_nonzero(self.flags & INVALID))
+
+    @property
+    def n_fallback(self) -> int:
+        """Hops that the fallback solver has imaged."""
+        return int(np.count_nonzero(self.flags & FALLBACK))
 
     @property
     def seconds(self) -> float:

@@ -31,6 +31,12 @@ td.bad { color: var(--bad); font-weight: 600 }
 tr.row td, tr.row th { border-top: 1px solid #999; font-weight: 700 }
 """
 
+HOW_TO_READ = (
+    "Every latency is measured against the intended time of its hop: when the hop could have been complete if nothing but "
+    "physics took time. A hop that was skipped counts as late until the next one was published. A dash: too few hops for "
+    "that percentile. Cores and memory are those of the whole process of the engine; rows that are measured here run one "
+    "after the other in one process, so a later row's memory holds what earlier rows left behind."
+)
 MEANING = {
     END_TO_END: "intended time of a hop to the first publication as new; skipped hops included",
     "receive": "intended time to the pull of the last sample that the hop needs: sender, network, receiving thread",
@@ -180,6 +186,10 @@ def lines_of(summary: Mapping[str, Any]) -> list[str]:
         f"{'an unknown number' if summary['skipped'] is None else summary['skipped']} skipped, {summary['invalid']} without "
         f"anything to image; {summary['seconds']:.1f} s, {summary['how']}"
     ]
+    if summary["fallback"]:
+        lines.append(
+            f"{summary['fallback']} of them imaged by the engine's fallback solver, in place of the one that is named"
+        )
     if summary["skipped"] is None:
         lines.append("fewer estimates than hops are published: which hops were skipped cannot be seen from here")
     queues = (f"{name} p50 {_say(q['p50'])}, max {_say(q['max'])}" for name, q in summary["queue"].items())
@@ -190,7 +200,7 @@ def lines_of(summary: Mapping[str, Any]) -> list[str]:
     cores, most, memory = (
         _say(load[key], digits) for key, digits in (("cpu_cores", 2), ("cpu_cores_max", 2), ("rss_mb", 0))
     )
-    lines.append(f"load: {cores} cores (at most {most}), {memory} MB; GPU {gpu}")
+    lines.append(f"load of the engine's process: {cores} cores (at most {most}), {memory} MB; GPU {gpu}")
     chunks = ", ".join(f"{name} {ms:.1f}" for name, ms in physics["chunk_fill_ms"].items()) or "not known"
     lines.append(
         f"physics, ms, not in the above: hop fill {physics['hop_fill_ms']:.1f}; block fill {chunks}; look-ahead "
@@ -246,10 +256,7 @@ def _html(rows: Sequence[Row], command: str) -> str:
     }
     parts = [
         facts_table(facts),
-        '<p class="note">Every latency is measured against the intended time of its hop: when the hop could have been '
-        "complete "
-        "if nothing but physics took time. A hop that was skipped counts as late until the next one was published. A dash: "
-        "too few hops for that percentile.</p>",
+        f'<p class="note">{escape(HOW_TO_READ)}</p>',
         "<h2>End to end</h2>",
         f'<p class="note">All rows: {escape(labels_of(rows)[1])}.</p>',
         _overview_table(summaries, labels_of(rows)[0]),

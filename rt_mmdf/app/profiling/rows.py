@@ -87,6 +87,7 @@ class Row:
             "published": len(times),
             "skipped": times.n_skipped if self.complete_hops else None,
             "invalid": times.n_invalid,
+            "fallback": times.n_fallback,
             "late": self.late,
             "longest_late_run": longest_run(self.end_to_end_ms > self.budget_ms),
             "latency_ms": {name: figures_of(values) for name, values in self.latencies_ms().items()},

@@ -79,12 +79,12 @@ def test_the_log_keeps_what_fits_and_counts_the_rest() -> None:
     log.watch({"eeg": lambda: waiting[0]})
     stamps = StageStamps(1.0, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5)
     for hop in range(5):
-        log.add(hop, stamps.as_tuple(), int(Flag.INVALID) if hop == 1 else 0)
+        log.add(hop, stamps.as_tuple(), int(Flag.INVALID if hop == 1 else Flag.FALLBACK))
         waiting[0] += 1
     times = log.times()
     assert times.hops.tolist() == [0, 1, 2]
     assert times.queues["eeg"].tolist() == [5, 6, 7]
-    assert (log.n_beyond, times.n_invalid) == (2, 1)
+    assert (log.n_beyond, times.n_invalid, times.n_fallback) == (2, 1, 2)
     log.hear_again(2.0)
     assert log.times().latency_ms("hear")[-1] == pytest.approx(500.0)
     assert times.latency_ms("software") == pytest.approx([400.0] * 3)
