@@ -104,7 +104,7 @@ def affordable(
     budget_ms = settings.budget_ms
     tried: list[Affordable] = []
     for number, (candidate, own, lowered) in enumerate(_candidates(settings, operators)):
-        progress("measuring the chain" if number == 0 else f"measuring the chain with {lowered[-1]}", 0.75)
+        progress("measuring the chain" if number == 0 else f"measuring the chain with {lowered[-1]}", 0.65)
         cost = measure_chain(candidate, own, rates, clock)
         found = Affordable(candidate, own, cost, lowered)
         if not cost.hopeless and cost.p99_ms <= budget_ms:
@@ -139,9 +139,8 @@ def _never(settings: SessionSettings, tried: list[Affordable]) -> str:
     allowed = f"what [budget] may lower ({', '.join(lower)}) does not help" if lower else "[budget] may lower nothing"
     return (
         f"hop_ms = {settings.hop_ms:g}: this machine can never keep up: {costs}. Hops would come faster than they are "
-        f"imaged, and {allowed}. Raise hop_ms, image with a faster solver or fewer sources, or let the start lower them "
-        "itself: "
-        'may_lower = ["hop", "solver"] under [budget]. To start all the same, and skip hops: measure = false.'
+        f"imaged, and {allowed}. Raise hop_ms, image with a faster solver or fewer sources, or let the start lower "
+        'them itself: may_lower = ["hop", "solver"] under [budget]. To start all the same, and skip hops: measure = false.'
     )
 
 

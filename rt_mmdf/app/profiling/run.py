@@ -38,7 +38,7 @@ NOISE_S = 4.0  # of the simulated recording, which is played end to end
 NOISE_LEVEL = 10.0  # times the sensors' own noise: the size of a brain at rest
 NOISE_RATE = 1000.0
 LOOK_S = 0.25  # between two samples of the load
-SPARE_S = 30.0  # of room in the log, beside what is asked for
+SPARE_S = 90.0  # of room in the log, beside what is asked for
 MOST_ROWS = 64
 METHODS: tuple[LiveMethod, ...] = ("MNE", "dSPM", "sLORETA", "eLORETA", "LCMV")
 

@@ -3,7 +3,7 @@
 Format: "Trace Event Format" (Google, docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU), the object
 form. Each row is a process. What the engine's thread computes (preprocess, solve, publish) follow each other and are
 complete events (``X``) on one track; what waits (receive, align) overlaps from hop to hop and is a pair of nestable
-asynchronous events (``b``, ``e``) with the hop as its id. Hops that were late or skipped are instants (``i``); queues and
+asynchronous events (``b``, ``e``) whose id is row and hop, since ids hold for the whole file. Hops that were late or skipped are instants (``i``); queues and
 load are counters (``C``). Times are microseconds since the first intended time of each row.
 """
 
@@ -53,7 +53,7 @@ def _events_of(row: Row, pid: int) -> Iterator[Event]:
         for stage in WAITING:
             begin, end = (us[name][i] for name in LATENCIES[stage])
             # a hop that came before it was due has not waited
-            common = {"name": stage, "cat": "waiting", "id": hop, "pid": pid, "tid": ENGINE}
+            common = {"name": stage, "cat": "waiting", "id": f"{pid}-{hop}", "pid": pid, "tid": ENGINE}
             yield common | {"ph": "b", "ts": min(begin, end), "args": {"hop": hop}}
             yield common | {"ph": "e", "ts": end, "args": {}}
         for stage in COMPUTING:

@@ -138,8 +138,9 @@ def test_the_trace_follows_the_published_format(rows: list[Row], tmp_path: Path)
     named = {event["name"] for event in events if event["ph"] == "M"}
     assert named <= {"process_name", "thread_name", "process_labels", "process_sort_index", "thread_sort_index"}
     # every asynchronous begin has its end, not before it
-    began = {(e["pid"], e["cat"], e["name"], e["id"]): e["ts"] for e in events if e["ph"] == "b"}
-    ended = {(e["pid"], e["cat"], e["name"], e["id"]): e["ts"] for e in events if e["ph"] == "e"}
+    began = {(e["cat"], e["name"], e["id"]): e["ts"] for e in events if e["ph"] == "b"}
+    ended = {(e["cat"], e["name"], e["id"]): e["ts"] for e in events if e["ph"] == "e"}
+    assert len(began) == sum(e["ph"] == "b" for e in events), "an id is not unique"
     assert began.keys() == ended.keys()
     assert all(ended[key] >= began[key] for key in began)
     # slices of one track do not overlap
@@ -156,7 +157,7 @@ def test_the_trace_has_one_slice_a_stage_and_hop(make_row: Callable[..., Row]) -
         assert [event["args"]["hop"] for event in own] == [0, 1, 7]
         np.testing.assert_allclose([event["dur"] for event in own], 1e3 * row.times.latency_ms(stage), atol=0.01)
     for stage in WAITING:
-        assert [event["id"] for event in events if event["ph"] == "b" and event["name"] == stage] == [0, 1, 7]
+        assert [event["id"] for event in events if event["ph"] == "b" and event["name"] == stage] == ["1-0", "1-1", "1-7"]
     assert [event["name"] for event in events if event["ph"] == "i"] == ["hop 1 late", "5 skipped"]
 
 
