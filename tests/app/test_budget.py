@@ -113,6 +113,16 @@ def test_a_budget_that_is_missed_now_and_then_is_a_warning(
     session.stop()
 
 
+def test_nothing_is_lowered_that_would_not_keep_the_budget(lab: Lab, content: dict[str, Any], costing: Any) -> None:
+    calls = iter(range(10**6))
+    costing(LinearSolver, lambda: 60.0 if next(calls) % 10 == 0 else 5.0)
+    session = lab.session(content | {"budget": {"may_lower": ["hop"]}})
+    found = session.status()["budget"]
+    assert (session.settings.hop_ms, found["lowered"]) == (HOP_MS, [])
+    assert "p99 60.0" in found["warning"]
+    session.stop()
+
+
 def test_the_hop_is_lowered_where_that_is_allowed(
     lab: Lab, content: dict[str, Any], costing: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -3,8 +3,8 @@
 Format: "Trace Event Format" (Google, docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU), the object
 form. Each row is a process. What the engine's thread computes (preprocess, solve, publish) follow each other and are
 complete events (``X``) on one track; what waits (receive, align) overlaps from hop to hop and is a pair of nestable
-asynchronous events (``b``, ``e``) whose id is row and hop, since ids hold for the whole file. Hops that were late or skipped are instants (``i``); queues and
-load are counters (``C``). Times are microseconds since the first intended time of each row.
+asynchronous events (``b``, ``e``) whose id is row and hop, since ids hold for the whole file. Hops that were late or skipped
+are instants (``i``); queues and load are counters (``C``). Times are microseconds since the first intended time of each row.
 """
 
 from __future__ import annotations
