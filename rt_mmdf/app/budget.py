@@ -106,6 +106,8 @@ def affordable(
     for number, (candidate, own, lowered) in enumerate(_candidates(settings, operators)):
         progress("measuring the chain" if number == 0 else f"measuring the chain with {lowered[-1]}", 0.65)
         cost = measure_chain(candidate, own, rates, clock)
+        if cost.hopeless:  # another program may have been in the way: the better of two counts
+            cost = min(cost, measure_chain(candidate, own, rates, clock), key=lambda measured: measured.mean_ms)
         found = Affordable(candidate, own, cost, lowered)
         if not cost.hopeless and cost.p99_ms <= budget_ms:
             if lowered:

@@ -98,6 +98,14 @@ def test_what_can_never_keep_up_is_refused_before_anything_is_opened(
     session.stop()
 
 
+def test_a_machine_that_was_busy_for_a_moment_is_not_refused(lab: Lab, content: dict[str, Any], costing: Any) -> None:
+    calls = iter(range(10**6))
+    costing(LinearSolver, lambda: 55.0 if next(calls) < 60 else 5.0)
+    session = lab.session(content)
+    assert session.status()["budget"]["measured"]["mean_ms"] == pytest.approx(5.0)
+    session.stop()
+
+
 def test_a_budget_that_is_missed_now_and_then_is_a_warning(
     lab: Lab, content: dict[str, Any], costing: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
