@@ -100,7 +100,7 @@ def test_what_can_never_keep_up_is_refused_before_anything_is_opened(
 
 def test_a_machine_that_was_busy_for_a_moment_is_not_refused(lab: Lab, content: dict[str, Any], costing: Any) -> None:
     calls = iter(range(10**6))
-    costing(LinearSolver, lambda: 55.0 if next(calls) < 60 else 5.0)
+    costing(LinearSolver, lambda: 55.0 if next(calls) < 37 else 5.0)  # two seconds of it
     session = lab.session(content)
     assert session.status()["budget"]["measured"]["mean_ms"] == pytest.approx(5.0)
     session.stop()
