@@ -20,6 +20,7 @@ from rt_mmdf.app.profiling.hops import END_TO_END, STAGES
 from rt_mmdf.app.profiling.rows import Row, labels_of
 from rt_mmdf.app.profiling.trace import trace_of
 from rt_mmdf.app.scorecard import plain, versions, write_json
+from rt_mmdf.app.session import START_UP_S
 from rt_mmdf.core.errors import SinkError
 from rt_mmdf.lsl.library import liblsl_version
 from rt_mmdf.sinks.page import facts_table, figure_part, page, write_page
@@ -212,8 +213,8 @@ def lines_of(summary: Mapping[str, Any]) -> list[str]:
         late = start["lateness_ms"]
         lines.append(
             f"start-up, left out: {start['prepared_s']:.1f} s to prepare, first estimate after "
-            f"{start['first_estimate_s']:.1f} s, then {start['hops']} hops, p50 {_say(late['p50'])}, max "
-            f"{_say(late['max'])} ms"
+            f"{start['first_estimate_s']:.1f} s; the {start['hops']} hops up to {START_UP_S:g} s after it: p50 "
+            f"{_say(late['p50'])}, max {_say(late['max'])} ms"
         )
     if overhead["note_us"] is not None:
         lines.append(

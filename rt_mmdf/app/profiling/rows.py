@@ -133,7 +133,7 @@ def words_of(case: Mapping[str, Any], keys: Iterable[str]) -> str:
 
 _WORDS = {
     "solver": "{}",
-    "hop_ms": "hop {:g} ms",
+    "hop_ms": "hop {:.4g} ms",
     "chunk": "blocks of {}",
     "sfreq": "{:g} Hz",
     "modalities": "{}",
