@@ -75,7 +75,10 @@ def profile(
     ] = None,
     budget: Annotated[
         float | None,
-        typer.Option(help="Milliseconds. End with exit code 1 when p99 of any row is later, and say by how much."),
+        typer.Option(
+            help="Milliseconds; the engine skips hops that are later. End with exit code 1 when p99 of any row is, and say by "
+            "how much. \\[default: 50, or the engine's own, and exit code 0]"
+        ),
     ] = None,
     head: Annotated[Path | None, typer.Option(help="Head model for FILE, made by `rt-mmdf head`.")] = None,
     noise_cov: Annotated[Path | None, typer.Option(help="Noise covariance for FILE (-cov.fif).")] = None,
