@@ -76,7 +76,7 @@ def profile(
     budget: Annotated[
         float | None,
         typer.Option(
-            help="Milliseconds; the engine skips hops that are later. End with exit code 1 when p99 of any row is, and say by "
+            help="Milliseconds; the engine skips hops that are later. End with exit code 1 when p99 of any row is; say by "
             "how much. \\[default: 50, or the engine's own, and exit code 0]"
         ),
     ] = None,
