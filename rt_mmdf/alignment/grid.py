@@ -114,6 +114,9 @@ class _Lane:
         self._epoch = 0
         self._pulls: list[int] = []  # sizes of the last pulls
         self._typical_pull = 1
+        self._last_pull = -math.inf
+        # a block may come in pieces while it is being sent; by then the device cannot have taken another sample
+        self._one_block_s = 0.5 / spec.sfreq
         self.needed = 0  # number of the oldest sample that the grid still needs
         self.shift = 0  # samples grid: stream number less grid number
         self.grid_missing = 0
@@ -129,11 +132,14 @@ class _Lane:
         self._arrived.append(block)
 
     def _note_pulls(self, received: Float64) -> None:
-        if received[0] == received[-1]:
-            self._pulls.append(len(received))
-        else:
-            edges = np.flatnonzero(np.diff(received)) + 1
-            self._pulls += np.diff(np.concatenate([[0], edges, [len(received)]])).tolist()
+        sizes = [len(received)]
+        if received[0] != received[-1]:
+            edges = np.flatnonzero(np.diff(received) > self._one_block_s) + 1
+            sizes = np.diff(np.concatenate([[0], edges, [len(received)]])).tolist()
+        if self._pulls and received[0] - self._last_pull <= self._one_block_s:
+            self._pulls[-1] += sizes.pop(0)
+        self._last_pull = float(received[-1])
+        self._pulls += sizes
         del self._pulls[:-100]
         # lower quartile: blocks that were pulled together because we were late must not count as the stream's own
         self._typical_pull = sorted(self._pulls)[len(self._pulls) // 4]
@@ -244,9 +250,8 @@ class _Lane:
             nothing = np.full((len(self.spec.channels), len(position)), np.nan, np.float32)
             return nothing, np.zeros(len(position), bool), received, self.map.time_at(stop - 1)
         last = stop - 1 - self.base
-        in_pull = (
-            int(np.searchsorted(self._received[: self.stop - self.base], self._received[last], side="right")) - 1 - last
-        )
+        until = self._received[last] + self._one_block_s
+        in_pull = int(np.searchsorted(self._received[: self.stop - self.base], until, side="right")) - 1 - last
         exists = self.map.time_at(stop - 1 + min(in_pull, self._typical_pull - 1))
         valid = self._valid[start - self.base : stop - self.base]
         if self.resampler is None:

@@ -63,6 +63,11 @@ class Imager:
     def reset(self) -> None:
         """Forget the window."""
         self._window.reset()
+        self.rest()
+
+    def rest(self) -> None:
+        """Another has imaged meanwhile: what the solver keeps of the time before is of no use."""
+        self._newest = None
 
     def __call__(self, block: SensorBlock, *, image: bool = True) -> tuple[Float32, NDArray[np.uint32]]:
         """Estimate (n_sources, n_times), NaN where it cannot be imaged, and flags; both empty where `image` is False."""
@@ -107,6 +112,8 @@ class Chain:
         Read between the stages, for the stamps of each estimate.
     observe : callable | None
         Given every cleaned block when its estimate is out, for solvers that adapt to the data.
+    fallback : OperatorSwitch | None
+        Hands out another whitener and solver of the same sources and unit, which see one hop at a time.
 
     Attributes
     ----------
@@ -117,6 +124,9 @@ class Chain:
         Samples with each flag since the start.
     newest_flags : int
         All flags of the newest hop's samples.
+    falls_back : bool
+        Whether the next hop is imaged by the fallback; its estimate then carries FALLBACK. To be set between two hops, after
+        `inspect`. The window of the first solver sees every hop all the same, so that it can go on at any time.
     """
 
     def __init__(
@@ -131,8 +141,13 @@ class Chain:
         window: int,
         clock: Clock,
         observe: Callable[[SensorBlock], None] | None = None,
+        fallback: OperatorSwitch | None = None,
     ) -> None:
         self.cleaning = Cleaning(settings, sfreq)
+        self._fallback: Imager | None = None
+        if fallback is not None:
+            self._fallback = Imager(fallback, n_channels=len(channels), n_sources=n_sources, window=window)
+        self._falls_back = False
         self.imager = Imager(switch, n_channels=len(channels), n_sources=n_sources, window=window)
         self._unit = unit
         self._clock = clock
@@ -142,6 +157,18 @@ class Chain:
         self._hop = 0
         self.flag_counts = dict.fromkeys(Flag, 0)
         self.newest_flags = 0
+
+    @property
+    def falls_back(self) -> bool:
+        return self._falls_back
+
+    @falls_back.setter
+    def falls_back(self, wanted: bool) -> None:
+        if wanted and self._fallback is None:
+            raise ValueError("chain: it was built without a fallback")
+        if self._falls_back and not wanted:
+            self.imager.rest()
+        self._falls_back = wanted
 
     def __call__(self, hop: AlignedHop, *, image: bool = True) -> SourceEstimate | None:
         """Preprocess a hop and image it; filters and window must see every hop, the solver need not (``image=False``)."""
@@ -159,7 +186,11 @@ class Chain:
             solved=float("nan"),
         )
         self._cleaned = CleanedHop(block, number, stamps)
-        data, flags = self.imager(block, image=image)
+        if self._falls_back and self._fallback is not None:
+            data, flags = self._fallback(block, image=image)
+            flags = flags | np.uint32(Flag.FALLBACK)
+        else:
+            data, flags = self.imager(block, image=image)
         if not image:
             return None
         stamps = replace(stamps, solved=self._clock.now())
@@ -168,6 +199,8 @@ class Chain:
     def inspect(self, hop: AlignedHop) -> None:
         """Look for bad channels, and let others have the cleaned hop, when its estimate is out."""
         if self._cleaned is not None:
+            if self._falls_back:
+                self.imager(self._cleaned.block, image=False)
             for tap in self.taps:
                 tap(self._cleaned)
         self.cleaning.inspect(hop.block)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import uuid
 from collections import deque
 from collections.abc import Callable
@@ -19,13 +16,13 @@ from numpy.typing import NDArray
 from pydantic import model_validator
 from scipy.signal import sosfilt
 
-from rt_mmdf.acquisition.recording import read_recording
 from rt_mmdf.app.imaging import Progress
+from rt_mmdf.app.replayed import ReplayProcess, replayed_session
 from rt_mmdf.app.scorecard import Scorecard
 from rt_mmdf.app.session import START_UP_S, Session
 from rt_mmdf.app.settings import SessionSettings
 from rt_mmdf.core.blocks import Flag, Float64, SourceEstimate
-from rt_mmdf.core.channels import Channels, ChannelType, Modality
+from rt_mmdf.core.channels import Channels, ChannelType
 from rt_mmdf.core.errors import SinkError, StreamError
 from rt_mmdf.core.settings import Settings, validate_settings
 from rt_mmdf.headmodel.head import HeadModel
@@ -36,7 +33,7 @@ from rt_mmdf.preprocessing.filters import CausalFilter
 from rt_mmdf.simulation.recordings import SimulationSettings, simulate_recording, write_recording
 from rt_mmdf.simulation.truth import Score, Truth, score
 from rt_mmdf.sinks.figure import save_figure, source_map
-from rt_mmdf.solvers.artefact import default_model, find_model, load_artefact
+from rt_mmdf.solvers.artefact import default_model
 from rt_mmdf.solvers.linear import LiveMethod
 
 EEG_RATE, EEG_CHUNK, MEG_CHUNK = 500.0, 5, 10  # of the simulated systems; MEG comes at the 1000 Hz of the simulation
@@ -44,7 +41,6 @@ EEG_DRIFT_PPM = 80.0  # of the simulated EEG amplifier's crystal: two systems ne
 REST_S = 40.0  # of noise without activations, for the noise covariance: 100 samples a channel
 KEPT_S = 2.0  # of full estimates, for the picture at the end
 UNUSABLE = np.uint32(Flag.INVALID | Flag.EEG_MISSING | Flag.MEG_MISSING | Flag.OPERATOR_PENDING)
-REPLAY_END_S = 10.0
 FALLBACK: LiveMethod = "sLORETA"  # where no model is at hand
 
 
@@ -143,7 +139,9 @@ def run_demo(
     prefix = f"demo-{uuid.uuid4().hex[:8]}"  # another demonstration may run on this network
     truth, recording, config = _material(settings, prefix, report)
     with ExitStack() as stack:
-        replay = stack.enter_context(_ReplayProcess(recording, prefix, settings, truth is not None))
+        replay = stack.enter_context(
+            ReplayProcess(recording, prefix, settings.out, _replay_words(truth is not None), "demo")
+        )
         session = Session(
             config,
             transport,
@@ -173,32 +171,19 @@ def _lasted(watcher: _Watcher) -> float:
 
 def _material(settings: DemoSettings, prefix: str, report: Progress) -> tuple[Truth | None, Path, SessionSettings]:
     """Recording and configuration: of a file, or simulated with its truth and noise covariance beside it."""
-    content: dict[str, Any] = {
-        "name": prefix,
-        "acquisition": {m.value: {"name": f"{prefix}-{m.upper()}", "resolve_timeout_s": 60.0} for m in Modality},
-        "preprocessing": {"filters": {"band_pass": {"low_hz": 1.0, "high_hz": 40.0}}},
-        "solver": (solver := settings.solver()),
-        "head": {"spacing": settings.spacing or "ico4"} if settings.head is None else {"folder": settings.head},
-        "start_timeout_s": 60.0,
-    }
+    content, bound = replayed_session(
+        prefix,
+        settings.solver(),
+        recording=settings.recording,
+        head=settings.head,
+        noise_cov=settings.noise_cov,
+        spacing=settings.spacing,
+        progress=report,
+    )
+    content["budget"] = {"may_lower": ["hop"]}  # rather a larger hop than none
     if settings.view:
         content["output"] = {"sensors": {}}
-    # a model that knows one head and one noise brings them
-    bound = "model" in solver and not load_artefact(find_model(solver["model"])).head_free
-    own_head = settings.head is not None or settings.spacing is not None
     if settings.recording is not None:
-        report(f"reading {settings.recording.name}", 0.0)
-        infos = {m: raw.info for m, raw in read_recording(settings.recording).sensors.items()}
-        content["acquisition"] = {m: content["acquisition"][m] for m in infos}
-        content["preprocessing"]["bads"] = [name for m, info in infos.items() for name in _imaged_bads(info, m)]
-        if any(len(info["projs"]) for info in infos.values()):
-            content["preprocessing"]["projections"] = settings.recording
-        if settings.noise_cov is not None:
-            content["noise"] = {"file": settings.noise_cov}
-        if settings.head is None:
-            content["head"]["recording"] = settings.recording
-        if bound and not own_head:
-            del content["head"]
         return None, settings.recording, validate_settings(content, SessionSettings, where="demo")
     report("simulating a recording", 0.0)
     simulation = SimulationSettings(seed=settings.seed, duration_s=settings.seconds + 5.0)
@@ -207,8 +192,6 @@ def _material(settings: DemoSettings, prefix: str, report: Progress) -> tuple[Tr
     write_recording(raw, truth, recording)
     noise_file = settings.out / "demo-cov.fif"
     report("measuring the noise", 0.6)
-    if bound and not own_head:
-        del content["head"]
     if not bound:
         content["noise"] = {"file": noise_file}
     config = validate_settings(content, SessionSettings, where="demo")
@@ -216,10 +199,12 @@ def _material(settings: DemoSettings, prefix: str, report: Progress) -> tuple[Tr
     return truth, recording, config
 
 
-def _imaged_bads(info: mne.Info, modality: Modality) -> list[str]:
-    """Channels of a modality that are marked as bad in the recording."""
-    kinds = dict(zip(info["ch_names"], info.get_channel_types(), strict=True))
-    return [name for name in info["bads"] if ChannelType(kinds[name]).modality is modality]
+def _replay_words(simulated: bool) -> list[str]:
+    words = ["--wait-for-consumers", "600"]
+    if not simulated:
+        return [*words, "--loop", "inf"]
+    words += ["--eeg-rate", f"{EEG_RATE:g}", "--eeg-chunk", str(EEG_CHUNK), "--meg-chunk", str(MEG_CHUNK)]
+    return [*words, "--eeg-drift-ppm", f"{EEG_DRIFT_PPM:g}"]
 
 
 def _measured_noise(simulation: SimulationSettings, config: SessionSettings) -> mne.Covariance:
@@ -235,61 +220,6 @@ def _measured_noise(simulation: SimulationSettings, config: SessionSettings) -> 
     filtered = sosfilt(sos, raw.get_data(stop=round(REST_S * simulation.sfreq)), axis=1)
     estimator(filtered[:, settled:])
     return estimator.covariance()
-
-
-class _ReplayProcess:
-    """`rt-mmdf replay` in a process of its own: another clock reader, another interpreter, real sockets."""
-
-    def __init__(self, recording: Path, prefix: str, settings: DemoSettings, simulated: bool) -> None:
-        self._log_file = settings.out / "replay.json"
-        self._log_file.unlink(missing_ok=True)
-        self._output = settings.out / "replay.log"
-        command = [sys.executable, "-m", "rt_mmdf.cli", "replay", str(recording), "--prefix", prefix]
-        command += ["--wait-for-consumers", "600", "--log", str(self._log_file)]
-        if simulated:
-            command += ["--eeg-rate", f"{EEG_RATE:g}", "--eeg-chunk", str(EEG_CHUNK), "--meg-chunk", str(MEG_CHUNK)]
-            command += ["--eeg-drift-ppm", f"{EEG_DRIFT_PPM:g}"]
-        else:
-            command += ["--loop", "inf"]
-        with self._output.open("w") as output:
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
-
-    @property
-    def ended(self) -> bool:
-        """Whether it has played to its end."""
-        return self._process.poll() == 0
-
-    def check(self) -> None:
-        """StreamError if it died."""
-        if self._process.poll() not in (None, 0):
-            raise StreamError(f"demo: the replay process ended with {self._process.returncode}: {self._last_words()}")
-
-    def _last_words(self) -> str:
-        return self._output.read_text(errors="replace").strip()[-1000:] or "it said nothing"
-
-    def stop(self) -> dict[str, Any]:
-        """End it and return its log of what it sent."""
-        self._terminate()
-        try:
-            log: dict[str, Any] = json.loads(self._log_file.read_text())
-        except (OSError, ValueError) as error:
-            raise StreamError(f"demo: the replay process left no log ({error}): {self._last_words()}") from error
-        return log
-
-    def _terminate(self) -> None:
-        if self._process.poll() is None:
-            self._process.terminate()
-        try:
-            self._process.wait(REPLAY_END_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-
-    def __enter__(self) -> _ReplayProcess:
-        return self
-
-    def __exit__(self, *unused: object) -> None:
-        self._terminate()
 
 
 def _result(

@@ -214,6 +214,18 @@ class Imaging:
         """Samples that the solver wants to see when `hop` are imaged at once."""
         return hop if self.model is None else self.model.window_length(hop)
 
+    def window_samples(self, settings: SessionSettings, hop: int, sfreq: float) -> int:
+        """Samples that the solver sees: as configured, but never less than its model was trained to see.
+
+        Parameters
+        ----------
+        hop, sfreq : of what is imaged, after decimation
+        """
+        n_samples = self.window_length(hop)
+        if settings.window_ms is not None:
+            n_samples = max(n_samples, round(settings.window_ms * 1e-3 * sfreq))
+        return n_samples
+
     def full_key(self) -> OperatorKey:
         """What is imaged with when all modalities are there and no channel has gone bad."""
         return OperatorKey.of(self.channels, self.bads, ())

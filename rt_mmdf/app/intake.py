@@ -53,6 +53,12 @@ def grid_rate(settings: SessionSettings, rates: Iterable[float]) -> float:
     return settings.alignment.sfreq or max(rates)
 
 
+def hop_samples(settings: SessionSettings, sfreq: float) -> int:
+    """Samples of the grid in one hop."""
+    decimate = settings.preprocessing.decimate
+    return max(1, round(settings.hop_ms * 1e-3 * sfreq / decimate)) * decimate
+
+
 class Intake:
     """Subscribed streams, their clocks, and the aligner that they feed.
 
@@ -97,8 +103,7 @@ class Intake:
             for m, receiver in self._in_use.items()
         ]
         self.sfreq = grid_rate(settings, (spec.sfreq for spec in specs))
-        decimate = settings.preprocessing.decimate
-        self.hop = max(1, round(settings.hop_ms * 1e-3 * self.sfreq / decimate)) * decimate
+        self.hop = hop_samples(settings, self.sfreq)
         self.aligner = Aligner(specs, settings.alignment, self.hop, keep_map=keep_map)
         high = settings.preprocessing.filters.band_pass.high_hz
         if high is not None and high > self.aligner.pass_hz:

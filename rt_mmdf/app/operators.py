@@ -24,6 +24,8 @@ class OperatorBuilder:
     Attributes
     ----------
     imaging : Imaging
+    follower : OperatorBuilder | None
+        Builds the same as soon as this one has, for a solver that may have to take over from one hop to the next.
     switch : OperatorSwitch
     complete : Operator | None
         For all channels; None where a beamformer has no data yet.
@@ -31,6 +33,7 @@ class OperatorBuilder:
 
     def __init__(self, imaging: Imaging) -> None:
         self.imaging = imaging
+        self.follower: OperatorBuilder | None = None
         self._wanted: Mailbox[OperatorKey] = Mailbox(64)
         self.switch = OperatorSwitch(self._wanted.put)
         first = imaging.full_key()
@@ -44,6 +47,8 @@ class OperatorBuilder:
         """Build what is wanted from one moment to the next when a stream stalls."""
         for key in self.imaging.keys_in_advance():
             self.offer(key)
+        if self.follower is not None:
+            self.follower.offer_in_advance()
 
     def offer(self, key: OperatorKey) -> None:
         """Build one, and hand it or its failure to the switch."""
@@ -63,6 +68,10 @@ class OperatorBuilder:
             key = newer
         if key is not None:
             self.offer(key)
+        if self.follower is not None:
+            if key is not None:
+                self.follower.offer(key)
+            self.follower.step(0.0)
 
     @property
     def n_waiting(self) -> int:

@@ -91,9 +91,9 @@ class Scorecard:
         """Plain values with the fixed keys first; numbers that are not finite become None."""
         content = asdict(self)
         extra = content.pop("extra")
-        plain = _plain(content | extra)
-        assert isinstance(plain, dict)
-        return plain
+        values = plain(content | extra)
+        assert isinstance(values, dict)
+        return values
 
     def write(self, path: Path) -> None:
         """Write strict JSON, whole or not at all.
@@ -110,7 +110,7 @@ class Scorecard:
         return _render(self)
 
 
-def write_json(path: Path, content: object) -> None:
+def write_json(path: Path, content: object, *, compact: bool = False) -> None:
     """Write strict JSON by way of a temporary file beside it, so that nobody ever reads half a report.
 
     What is no plain file (a pipe, a device) is written to as it is.
@@ -120,7 +120,7 @@ def write_json(path: Path, content: object) -> None:
     SinkError
         The file cannot be written.
     """
-    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    text = json.dumps(content, indent=None if compact else 2, allow_nan=False) + "\n"
     temporary: str | None = None
     try:
         if path.exists() and not path.is_file():
@@ -179,16 +179,17 @@ def versions(liblsl: str) -> dict[str, str]:
     return found | {"liblsl": liblsl, "platform": platform.platform()}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Values as strict JSON has them: no numpy, no paths, None for numbers that are not finite."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
+        return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         inner = sorted(value) if isinstance(value, set | frozenset) else value
-        return [_plain(item) for item in inner]
+        return [plain(item) for item in inner]
     if hasattr(value, "item") and getattr(value, "ndim", None) == 0:  # a numpy scalar
         value = value.item()
     if hasattr(value, "tolist"):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return str(value) if isinstance(value, Path) else value
@@ -211,6 +212,8 @@ def _render(card: Scorecard) -> RenderableType:
     table.add_row("hops skipped", _count(card.skipped_hops), "left out to catch up with the present")
     lost = Text(", ").join(Text.assemble(f"{name.upper()} ", _count(number)) for name, number in card.lost_samples.items())
     table.add_row("samples lost", lost, "sent, by the stamps, and never received")
+    for what, said in _budget_rows(card.extra):
+        table.add_row(what, said)
     if flags := card.extra.get("flags"):
         listed = ", ".join(f"{name} {number}" for name, number in flags.items())
         table.add_row("samples flagged", listed, "see the companion stream")
@@ -227,6 +230,18 @@ def _render(card: Scorecard) -> RenderableType:
     table.add_row("load", f"{card.cpu_cores:.2f} cores, {card.rss_mb:.0f} MB", "this process")
     shown = ", ".join(f"{name} {number}" for name, number in card.versions.items() if name != "platform")
     return Group(table, Text(f"{shown}; {card.versions.get('platform', '')}", style="dim"))
+
+
+def _budget_rows(extra: Mapping[str, Any]) -> list[tuple[str, Text]]:
+    """What was changed to keep the budget, at the start and while it ran."""
+    budget = extra.get("budget") or {}
+    rows = [("lowered at the start", Text(", ".join(budget["lowered"]), style="yellow"))] if budget.get("lowered") else []
+    if budget.get("warning"):
+        rows.append(("budget", Text(str(budget["warning"]), style="yellow")))
+    if fallback := budget.get("fallback"):
+        said = f"{budget['fallback_hops']} hops imaged with {fallback['solver']}, {fallback['changes']} changes"
+        rows.append(("fallback", Text(said, style="yellow" if budget["fallback_hops"] else "green")))
+    return rows
 
 
 def _count(number: int | None) -> Text:

@@ -24,7 +24,9 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from rt_mmdf.acquisition.receiver import Arrivals
+from rt_mmdf.app.budget import affordable, with_fallback
 from rt_mmdf.app.engine import Engine
+from rt_mmdf.app.fallback import Fallback
 from rt_mmdf.app.imaging import Imaging, Progress
 from rt_mmdf.app.intake import Intake, survey_streams
 from rt_mmdf.app.operators import LIMIT_S, OperatorBuilder
@@ -83,7 +85,6 @@ class Session:
         on_estimate: Callable[[SourceEstimate], None] | None = None,
         keep_map: bool = False,
     ) -> None:
-        self.settings = settings
         self._transport = transport
         self._clock = transport.clock
         self._on_estimate = on_estimate
@@ -109,9 +110,16 @@ class Session:
                 from rt_mmdf.backends.torch_backend import one_thread  # imports torch
 
                 self._resources.enter_context(one_thread())
-            self.imaging = Imaging.prepare(settings, streaming, progress, rates)
-            report(f"building {self.imaging.solver_name}", 0.6)
-            self.operators = OperatorBuilder(self.imaging)
+            imaging = Imaging.prepare(settings, streaming, progress, rates)
+            report(f"building {imaging.solver_name}", 0.6)
+            self._budget = affordable(settings, OperatorBuilder(imaging), rates, self._clock, report)
+            settings = self._budget.settings
+            self.settings, self.operators, self.fallback = settings, self._budget.operators, None
+            self.imaging = self.operators.imaging
+            if settings.budget.when_late == "fallback" and settings.solver.model is not None:
+                builder = with_fallback(settings, self.operators)[1]
+                self.operators.follower = builder
+                self.fallback = Fallback(settings.budget, builder, self.imaging.solver_name)
             self.operators.offer_in_advance()
             second_operators: OperatorBuilder | None = None
             if second is not None:
@@ -123,7 +131,7 @@ class Session:
             self.intake = Intake.subscribe(
                 settings, transport, self.imaging.channels, self._wake, self._resources, keep_map=keep_map
             )
-            self.engine = Engine(settings, self.intake, self.imaging, self.operators.switch, self._clock)
+            self.engine = Engine(settings, self.intake, self.imaging, self.operators.switch, self._clock, self.fallback)
             self.latency = LatencyRecorder(settings.budget_ms * 1e-3)
             self._load = ProcessLoad()
             report("opening the outlets", 0.9)
@@ -177,6 +185,7 @@ class Session:
                 "engine/session": settings.name,
                 "engine/hop_ms": f"{1e3 * self.intake.hop / self.intake.sfreq:.6g}",
                 "engine/budget_ms": f"{settings.budget_ms:g}",
+                **({} if self.fallback is None else {"engine/fallback": self.fallback.solver_name}),
                 **streams_of(settings),
             },
         )
@@ -348,6 +357,12 @@ class Session:
             "missed_deadlines": summary.missed,
             "longest_miss_run": summary.longest_miss_run,
             "budget_ms": self.settings.budget_ms,
+            "budget": self._budget.status()
+            | {
+                "when_late": self.settings.budget.when_late,
+                "fallback_hops": counts.fallback,
+                "fallback": None if self.fallback is None else self.fallback.status(),
+            },
             "latency_ms": self.latency.recent(),
             "latency_histogram": self.latency.histogram("lateness"),
             "filter_delay_ms": self.filter_delay_ms,
@@ -422,6 +437,7 @@ class Session:
                 )
             },
             **{k: status[k] for k in ("unit", "filter_delay_ms", "look_ahead_ms", "device_lag", "files")},
+            "budget": status["budget"],
             "model": self.imaging.model_facts,
             **{k: status[k] for k in ("sensors", "second", "average") if status[k] is not None},
         }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -25,6 +25,29 @@ class AverageSettings(AveragingSettings):
     """The stream of the events, [average.markers]: text, or one number per event. It may come and go."""
 
 
+class BudgetSettings(Settings):
+    """The section ``[budget]``: what is done where ``budget_ms`` cannot be met."""
+
+    measure: bool = True
+    """Measure the chain on this machine before the streams are opened, and refuse the start where it can never keep up."""
+    may_lower: tuple[Literal["hop", "solver"], ...] = ()
+    """What may be changed at the start where the budget cannot be met, tried in this order: ``hop``, doubled up to
+    `largest_hop_ms`; ``solver``, `fallback` in place of the model."""
+    largest_hop_ms: float = Field(default=100.0, gt=0, le=1000)
+    fallback: Literal["MNE", "eLORETA"] = "MNE"
+    """A linear kernel of the same unit as the models, A m: who listens needs no other scale."""
+    when_late: Literal["skip", "fallback"] = "skip"
+    """While it runs. ``skip``: image the newest hop, count those that were left out. ``fallback``: that, and after `misses`
+    image with `fallback` (flag FALLBACK) until there was no miss for `return_after_s`."""
+    misses: int = Field(default=20, ge=1)
+    """So many hops that were skipped or later than the budget, for which the engine itself is to blame ..."""
+    within_s: float = Field(default=5.0, gt=0)
+    """... within so long."""
+    return_after_s: float = Field(default=60.0, gt=0)
+    """The model is tried again after so long without a miss, and after twice as long each time that it fails again; inf:
+    never."""
+
+
 class SessionSettings(Settings):
     """Everything that `rt-mmdf monitor` needs. Paths are relative to the folder in which it is started."""
 
@@ -39,6 +62,7 @@ class SessionSettings(Settings):
     """What the solver sees: this much time up to now, if that is more than a model asks for, or than one hop."""
     budget_ms: float = Field(default=50.0, gt=0)
     """An estimate that is published later than this after its hop could exist has missed its deadline."""
+    budget: BudgetSettings = BudgetSettings()
     start_timeout_s: float = Field(default=15.0, gt=0)
     """How long to wait for the first samples and clock measurements of all streams."""
     preprocessing: PreprocessingSettings = PreprocessingSettings()
@@ -56,6 +80,23 @@ class SessionSettings(Settings):
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}", name):
             raise ValueError("letters, digits, space, '.', '_' and '-' are expected, 64 at most")
         return name
+
+    @model_validator(mode="after")
+    def _something_to_fall_back_from(self) -> Self:
+        wanted = [
+            text
+            for text, asked in (
+                ('budget.may_lower has "solver"', "solver" in self.budget.may_lower),
+                ('budget.when_late is "fallback"', self.budget.when_late == "fallback"),
+            )
+            if asked
+        ]
+        if wanted and self.solver.model is None:
+            raise ValueError(
+                f"{' and '.join(wanted)}, but solver.method = {self.solver.method!r} is one matrix product already: nothing "
+                "is faster. Leave it out, or image with a model"
+            )
+        return self
 
     @model_validator(mode="after")
     def _window_holds_hop(self) -> Self:

@@ -40,6 +40,8 @@ def one_line(status: dict[str, Any]) -> str:
         parts.append(f"latency p50 {latency['p50']:.1f} p99 {latency['p99']:.1f} ms, {status['missed_deadlines']} late")
     if math.isfinite(status["alignment_uncertainty_ms"] or math.inf):
         parts.append(f"alignment ±{status['alignment_uncertainty_ms']:.2f} ms")
+    if (fallback := status["budget"]["fallback"]) is not None and fallback["active"]:
+        parts.append(f"fallback {fallback['solver']}")
     lost = ", ".join(
         f"{name} {stream['counts']['lost']}" for name, stream in status["streams"].items() if "counts" in stream
     )
@@ -78,6 +80,9 @@ def status_table(status: dict[str, Any]) -> Group:
     )
     physics = f"{status['look_ahead_ms']:.0f} ms look-ahead, {status['filter_delay_ms']:.0f} ms filter, device lag unknown"
     figures.add_row("physics adds", physics)
+    if (fallback := status["budget"]["fallback"]) is not None and fallback["changes"]:
+        now = "images now" if fallback["active"] else "has imaged"
+        figures.add_row("fallback", Text(f"{fallback['solver']} {now}, {fallback['changes']} changes", style="bold yellow"))
     if (second := status["second"]) is not None:
         lateness = f"lateness p50 {second['latency_ms']['lateness']['p50']:.1f} ms"
         skipped = Text.assemble(_warn(second["skipped_hops"], 0.5, "{:.0f}"), f" skipped, {lateness}")

@@ -16,7 +16,21 @@ from rich.logging import RichHandler
 from rich.text import Text
 
 import rt_mmdf
-from rt_mmdf.cli import calibrate, demo, doctor, evaluate, export, head, monitor, replay, simulate, streams, train, view
+from rt_mmdf.cli import (
+    calibrate,
+    demo,
+    doctor,
+    evaluate,
+    export,
+    head,
+    monitor,
+    profile,
+    replay,
+    simulate,
+    streams,
+    train,
+    view,
+)
 from rt_mmdf.cli.console import ERR, OUT
 from rt_mmdf.core.errors import RtMmdfError
 
@@ -40,6 +54,7 @@ app.command("simulate", rich_help_panel=PREPARE)(simulate.simulate)
 app.command("train", rich_help_panel=PREPARE)(train.train)
 app.command("evaluate", rich_help_panel=PREPARE)(evaluate.evaluate)
 app.command("export", rich_help_panel=PREPARE)(export.export)
+app.command("profile", rich_help_panel=LOOK)(profile.profile)
 app.command("streams", rich_help_panel=LOOK)(streams.streams)
 app.command("doctor", rich_help_panel=LOOK)(doctor.doctor)
 

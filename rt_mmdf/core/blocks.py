@@ -28,6 +28,7 @@ class Flag(IntFlag):
     OPERATOR_PENDING = 32  # the operator for these bad channels is being built, or cannot be (see health)
     CLOCK_UNCERTAIN = 64  # alignment uncertainty above the configured limit
     INVALID = 128  # not an estimate: must not be shown or used (data are NaN)
+    FALLBACK = 256  # imaged by the fallback solver (engine/fallback of the description), since the first one was too slow
 
 
 MISSING = {Modality.EEG: Flag.EEG_MISSING, Modality.MEG: Flag.MEG_MISSING}

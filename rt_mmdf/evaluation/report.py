@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -14,7 +12,6 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from rt_mmdf.core.errors import SinkError
 from rt_mmdf.evaluation.real import RealMap
 from rt_mmdf.evaluation.results import CaseResults, Cell
 from rt_mmdf.evaluation.statistics import (
@@ -25,6 +22,7 @@ from rt_mmdf.evaluation.statistics import (
     Summary,
     Verdict,
 )
+from rt_mmdf.sinks.page import facts_table, figure_part, page, write_page
 
 Statistic = Literal["mean", "median", "variance", "iqr"]
 
@@ -61,36 +59,18 @@ TABLES = (
 )
 
 STYLE = """
-:root { --ink: #1c1c1c; --soft: #5a5a5a; --line: #d9d9d9; --best: #e3eef8; --good: #1a6e35; --bad: #a3261e; }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: #fff }
-body { max-width: 1500px; margin: 2em auto; padding: 0 1.5em }
-h1 { font-size: 1.7em; margin-bottom: .2em } h2 { font-size: 1.3em; margin-top: 2.2em; border-bottom: 2px solid var(--line) }
-h3 { font-size: 1.05em; margin: 1.8em 0 .4em }
-p.note { color: var(--soft); max-width: 70em }
-table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; margin: .4em 0 1em }
-th, td { padding: .22em .5em; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap }
-th { font-weight: 600 } thead th { border-bottom: 1px solid #999 } tbody th, td.text { text-align: left }
 th.first, td.first { border-left: 1px solid #999 }
 th.group { text-align: center }
 td.best { background: var(--best); font-weight: 700 }
 td.good { color: var(--good); font-weight: 600 } td.good::after { content: "\\2009\\2713" }
 td.bad { color: var(--bad); font-weight: 600 } td.bad::after { content: "\\2009\\2717" }
 td.open { color: var(--soft) }
-table.facts td { white-space: normal }
-.wide { overflow-x: auto }
 .verdicts td, .verdicts th { vertical-align: top; white-space: normal; font-size: 14px }
 .verdicts thead th { text-align: left }
 .verdicts th, .verdicts td.outcome { white-space: nowrap; text-align: left } .verdicts td.outcome { font-weight: 700 }
 .verdicts td:last-child { white-space: nowrap } .verdicts small { color: var(--soft); display: block }
 .holds .outcome { color: var(--good) } .not .outcome { color: var(--bad) } .part .outcome { color: #8a5a00 }
 ul { columns: 27em; column-gap: 2em; font-size: 13px; margin: .3em 0; padding-left: 1.3em }
-figure { margin: 1em 0 2em } figure img { max-width: 100%; height: auto } figcaption { color: var(--soft) }
-code { font-size: .92em; overflow-wrap: anywhere }
-@page { size: A4 landscape; margin: 12mm }
-@media print {
-  body { max-width: none; margin: 0; padding: 0; font-size: 9.5pt } table { font-size: 8pt } .wide { overflow: visible }
-  th, td { padding: .12em .3em } figure, tr, .wide { break-inside: avoid } h2, h3 { break-after: avoid }
-}
 """
 
 
@@ -128,14 +108,13 @@ class Report:
     def html(self) -> str:
         """The whole file; images are in it."""
         parts = [
-            f"<h1>{escape(self.title)}</h1>",
-            _facts(self.facts),
+            facts_table(self.facts),
             *(f'<p class="note">{escape(note)}</p>' for note in self.notes),
         ]
         if self.verdicts:
             parts += ["<h2>What was to be shown</h2>", _verdict_table(self.verdicts)]
         if self.figures:
-            parts += ["<h2>Figures</h2>", *(_figure(figure, caption) for caption, figure in self.figures.items())]
+            parts += ["<h2>Figures</h2>", *(figure_part(figure, caption) for caption, figure in self.figures.items())]
         if self.real is not None:
             parts += _real(self.real)
         per_cell = np.bincount(self.results.cell_of_case, minlength=len(self.results.cells))
@@ -152,11 +131,7 @@ class Report:
                 parts += [f"<h3>{escape(heading)}</h3>", *_comparison_tables(comparisons)]
         if failed := [verdict for verdict in self.verdicts if verdict.failing]:
             parts += ["<h2>Where it does not hold</h2>", *map(_failing, failed)]
-        body = "\n".join(parts)
-        return (
-            f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(self.title)}</title>\n'
-            f"<style>{STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
-        )
+        return page(self.title, parts, STYLE)
 
 
 TESTS = (
@@ -169,18 +144,7 @@ TESTS = (
 
 def write_report(report: Report, path: Path) -> None:
     """Write the HTML file, replacing an earlier one; SinkError if that is not possible."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(report.html(), encoding="utf-8")
-    except OSError as error:
-        raise SinkError(
-            f"report {path}: cannot be written ({error.strerror or error}). Free some space or choose another place."
-        ) from error
-
-
-def _facts(facts: Mapping[str, str]) -> str:
-    rows = "".join(f'<tr><th>{escape(name)}</th><td class="text">{escape(value)}</td></tr>' for name, value in facts.items())
-    return f'<table class="facts"><tbody>{rows}</tbody></table>'
+    write_page(report.html(), path)
 
 
 OUTCOMES = {"holds": "holds", "holds in part": "part", "does not hold": "not", "not tested": "untested"}
@@ -202,17 +166,6 @@ def _verdict_table(found: Sequence[Verdict]) -> str:
 def _failing(verdict: Verdict) -> str:
     lines = "".join(f"<li>{escape(line)}</li>" for line in verdict.failing)
     return f"<h3>{escape(verdict.topic)}: {escape(verdict.claim)}</h3><ul>{lines}</ul>"
-
-
-def _figure(figure: Figure, caption: str) -> str:
-    with io.BytesIO() as file:
-        figure.savefig(file, format="png")
-        data = base64.b64encode(file.getvalue()).decode("ascii")
-    width = round(figure.get_figwidth() * figure.dpi)
-    return (
-        f'<figure><img width="{width}" alt="{escape(caption)}" src="data:image/png;base64,{data}">'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
-    )
 
 
 def _how_to_read(per_cell: NDArray[np.int64]) -> str:
@@ -319,7 +272,7 @@ def _real(section: RealSection) -> list[str]:
         )
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     note = f'<p class="note">{escape(section.note)}</p>' if section.note else ""
-    return ["<h2>Real evoked responses</h2>", note, table, _figure(section.figure, "Maps at the instant of each peak")]
+    return ["<h2>Real evoked responses</h2>", note, table, figure_part(section.figure, "Maps at the instant of each peak")]
 
 
 def _amplitude(found: RealMap) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -209,6 +210,40 @@ def test_intended_time_is_physics_and_not_our_own_delay() -> None:
     wait = np.array([hop.intended - hop.block.times[-1] for hop in hops])
     assert (wait >= subject.look_ahead_s - 1e-6).all()
     assert (wait <= subject.look_ahead_s + 0.02 + 1e-3).all()  # and at most one chunk
+
+
+@pytest.mark.parametrize("first_piece", [1, 4, 9])
+def test_a_block_that_came_in_two_pieces_is_one_block(first_piece: int) -> None:
+    """Whoever pulls while a block is being sent gets a part of it at first: that the device did not make smaller blocks is
+    no latency of the engine's."""
+    intended = []
+    for split in (0, first_piece):
+        subject = aligner(250.0, 250.0)
+        senders = [Sender(EEG, 2, 250.0, 4), Sender(MEG, 3, 250.0, 4)]
+        hops: list[AlignedHop] = []
+        for start in range(0, 1000, 10):
+            for sender in senders:
+                if start % 250 == 0:
+                    subject.add_offset(sender.modality, sender.clock(5.0 + start / 250))
+                whole = sender.block(start, start + 10, late_s=1e-4)
+                if split:
+                    received = whole.received.copy()
+                    received[:split] -= 1e-4
+                    whole = replace(whole, received=received)
+                if split and start % 20:  # taken out of the ring one by one, too
+                    subject.add(sender.modality, part_of(whole, 0, split))
+                    subject.add(sender.modality, part_of(whole, split, 10))
+                else:
+                    subject.add(sender.modality, whole)
+            hops += drain(subject)
+        intended.append([hop.intended for hop in hops])
+        assert len(hops) > 80
+    np.testing.assert_allclose(intended[1], intended[0], atol=1e-6)
+
+
+def part_of(block: RawBlock, start: int, stop: int) -> RawBlock:
+    cut = slice(start, stop)
+    return RawBlock(block.data[:, cut], block.stamps[cut], block.received[cut], block.first + start)
 
 
 def test_pairing_samples_of_different_rates_is_refused() -> None:

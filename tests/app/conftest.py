@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import mne
 import numpy as np
 import pytest
+import torch
 from scipy.signal import sosfilt, sosfilt_zi
 
 from rt_mmdf.app.engine import Engine
@@ -19,10 +20,14 @@ from rt_mmdf.app.settings import SessionSettings
 from rt_mmdf.core.blocks import SourceEstimate
 from rt_mmdf.core.channels import Modality
 from rt_mmdf.headmodel.head import HeadModel
+from rt_mmdf.headmodel.noise import ad_hoc_noise_cov
 from rt_mmdf.headmodel.subject import build_subject
-from rt_mmdf.headmodel.whitener import imaging_info
+from rt_mmdf.headmodel.whitener import imaging_info, make_whitener
 from rt_mmdf.lsl.interface import ChannelDescription, StreamDescription
 from rt_mmdf.lsl.memory import ManualClock, MemoryTransport
+from rt_mmdf.networks.build import build_network
+from rt_mmdf.solvers.artefact import save_artefact
+from rt_mmdf.solvers.forward_arrays import forward_arrays
 
 
 class Live(Protocol):
@@ -162,6 +167,20 @@ class Lab:
         times = np.array([time for time, _ in events])
         self._sending.append((outlet, texts, times, lambda true: np.array([at(time) for time in true])))
 
+    def publish_recording(self, raw: mne.io.BaseRaw, seconds: dict[str, float] | None = None, repeat: int = 1) -> None:
+        """Send a recording of EEG and MEG as two streams, ``a-EEG`` and ``a-MEG``, of which each may end early."""
+        unit = {"eeg": "V", "mag": "T", "grad": "T/m"}
+        for modality in Modality:
+            picks = mne.pick_types(raw.info, meg=modality == "meg", eeg=modality == "eeg", exclude=[])
+            channels = tuple(
+                ChannelDescription(raw.ch_names[i], kind, unit[kind])
+                for i, kind in zip(picks, raw.get_channel_types(picks), strict=True)
+            )
+            name, sfreq = f"a-{modality.upper()}", raw.info["sfreq"]
+            data = np.tile(raw.get_data(picks).T.astype(np.float32), (repeat, 1))
+            n = round((seconds or {}).get(modality, np.inf if repeat else 0.0) * sfreq) if seconds else len(data)
+            self.publish(StreamDescription(name, modality.upper(), f"id-{name}", sfreq, "float32", channels, {}), data[:n])
+
     def session(self, content: dict[str, Any], **given: Any) -> Session:
         return Session(SessionSettings.model_validate(content), self.transport, **given)
 
@@ -188,12 +207,17 @@ class Lab:
 
     def run(self, session: Session) -> None:
         """Send everything that was published, and stop the session."""
+        for _ in self.steps(session):
+            pass
+
+    def steps(self, session: Session) -> Iterator[float]:
+        """The same, step by step: seconds since the begin."""
         try:
             for key in session.imaging.keys_in_advance():
                 session.operators.offer(key)
             began, sent = self.clock.now(), [0] * len(self._sending)
             for step in range(1, 1 + round(50 * max(times[-1] + 0.05 for _, _, times, _ in self._sending))):
-                now = self.clock.move_to(began + step / 50)
+                now = self.clock.move_to(max(began + step / 50, self.clock.now()))  # a slow engine may have moved it
                 for i, (outlet, data, times, stamps) in enumerate(self._sending):
                     stop = int(np.searchsorted(began + times, now))
                     if stop > sent[i]:
@@ -208,6 +232,7 @@ class Lab:
                 self.pump_optional(session)
                 for look in self.looks:
                     look(step / 50)
+                yield step / 50
         finally:
             session.stop()
 
@@ -218,6 +243,10 @@ def lab() -> Lab:
 
 
 RATE = 250.0  # of the small recording
+MODEL_OPTIONS = {
+    "mmdf": {"hidden": 8},
+    "fusion": {"n_times": 20, "width": 16, "n_blocks": 1, "n_likely": 64},
+}
 
 
 @pytest.fixture(scope="session")
@@ -268,3 +297,19 @@ def as_toml() -> Callable[[dict[str, Any], Path], Path]:
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def models(template_head_ico3: HeadModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with a model of each sort, random weights."""
+    head, folder = template_head_ico3, tmp_path_factory.mktemp("models")
+    noise_cov = ad_hoc_noise_cov(head.channels)
+    whitener = make_whitener(head.channels, head.ch_names, head.info, noise_cov)
+    for kind, options in MODEL_OPTIONS.items():
+        torch.manual_seed(2)
+        network = build_network(kind, options, forward_arrays(head, whitener, head.ch_names))
+        with torch.no_grad():
+            for values in network.parameters():
+                values += 0.02 * torch.randn_like(values)
+        save_artefact(folder / kind, network, head, noise_cov, name=f"tiny-{kind}", card="")
+    return folder

@@ -20,39 +20,17 @@ from rt_mmdf.backends.interface import BackendUnavailable
 from rt_mmdf.backends.onnxruntime_backend import OnnxRuntimeRunner
 from rt_mmdf.backends.torch_backend import TorchRunner
 from rt_mmdf.core.blocks import Flag, SourceEstimate
-from rt_mmdf.core.channels import Modality
 from rt_mmdf.core.errors import ArtefactError, ConfigurationError, RtMmdfError, SolverError
 from rt_mmdf.headmodel.head import HeadModel
 from rt_mmdf.headmodel.noise import ad_hoc_noise_cov, save_noise_cov
 from rt_mmdf.headmodel.whitener import make_whitener
-from rt_mmdf.lsl.interface import ChannelDescription, StreamDescription
 from rt_mmdf.networks.build import build_network
-from rt_mmdf.solvers.artefact import load_artefact, save_artefact
+from rt_mmdf.solvers.artefact import load_artefact
 from rt_mmdf.solvers.forward_arrays import forward_arrays
 from rt_mmdf.solvers.operators import build_beamformer
 
 Lab = Any  # the fixture's class lives in conftest.py
 SFREQ = 250.0
-OPTIONS = {
-    "mmdf": {"hidden": 8},
-    "fusion": {"n_times": 20, "width": 16, "n_blocks": 1, "n_likely": 64},
-}
-
-
-@pytest.fixture(scope="module")
-def models(template_head_ico3: HeadModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with a model of each sort, random weights."""
-    head, folder = template_head_ico3, tmp_path_factory.mktemp("models")
-    noise_cov = ad_hoc_noise_cov(head.channels)
-    whitener = make_whitener(head.channels, head.ch_names, head.info, noise_cov)
-    for kind, options in OPTIONS.items():
-        torch.manual_seed(2)
-        network = build_network(kind, options, forward_arrays(head, whitener, head.ch_names))
-        with torch.no_grad():
-            for values in network.parameters():
-                values += 0.02 * torch.randn_like(values)
-        save_artefact(folder / kind, network, head, noise_cov, name=f"tiny-{kind}", card="")
-    return folder
 
 
 @pytest.fixture
@@ -69,21 +47,6 @@ def sensors(small_recording: Path, template_head_ico3: HeadModel) -> mne.io.Base
     raw = mne.io.read_raw_fif(small_recording, preload=True, verbose="ERROR")
     raw._data += np.outer(template_head_ico3.leadfield(raw.ch_names)[:, 700], 5e-6 * np.sin(2 * np.pi * 7 * raw.times))
     return raw
-
-
-def publish(lab: Lab, raw: mne.io.BaseRaw, seconds: dict[str, float] | None = None, repeat: int = 1) -> None:
-    """The recording as two streams, of which each may end early."""
-    unit = {"eeg": "V", "mag": "T", "grad": "T/m"}
-    for modality in Modality:
-        picks = mne.pick_types(raw.info, meg=modality == "meg", eeg=modality == "eeg", exclude=[])
-        channels = tuple(
-            ChannelDescription(raw.ch_names[i], kind, unit[kind])
-            for i, kind in zip(picks, raw.get_channel_types(picks), strict=True)
-        )
-        name = f"a-{modality.upper()}"
-        data = np.tile(raw.get_data(picks).T.astype(np.float32), (repeat, 1))
-        n = round((seconds or {}).get(modality, np.inf if repeat else 0.0) * SFREQ) if seconds else len(data)
-        lab.publish(StreamDescription(name, modality.upper(), f"id-{name}", SFREQ, "float32", channels, {}), data[:n])
 
 
 def cleaned(session: Any, raw: mne.io.BaseRaw, repeat: int = 1) -> np.ndarray:
@@ -105,7 +68,7 @@ def test_live_is_the_network_offline_and_says_its_name(
 ) -> None:
     content["solver"] = {"model": str(models / kind), "refresh_ms": 20, "lag_ms": 12, "backend": backend}
     content["output"] = {"files": {"prefix": str(tmp_path / "estimates")}}
-    publish(lab, sensors)
+    lab.publish_recording(sensors)
     session, estimates = lab.image(content)
     data, flags = joined(estimates)
     assert estimates[0].first == 0
@@ -161,7 +124,7 @@ def test_a_model_goes_on_when_a_stream_stops(
 ) -> None:
     content["solver"] = {"model": str(models / kind)}
     content["preprocessing"]["bads"] = ["MEG 0113", "EEG007"]
-    publish(lab, sensors, {"eeg": 0.8, "meg": 2.0})
+    lab.publish_recording(sensors, {"eeg": 0.8, "meg": 2.0})
     _, estimates = lab.image(content)
     data, flags = joined(estimates)
     without = (flags & np.uint32(Flag.EEG_MISSING)) != 0
@@ -188,7 +151,7 @@ def test_what_does_not_fit_a_model_is_told(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    publish(lab, sensors)
+    lab.publish_recording(sensors)
     bound, free = {"solver": {"model": str(models / "mmdf")}}, {"solver": {"model": str(models / "fusion")}}
     refused(lab, content | {"solver": {"model": "no-such"}}, ArtefactError, "model 'no-such'", "Models at hand")
     noise = tmp_path / "rest-cov.fif"
@@ -222,7 +185,7 @@ def test_what_does_not_fit_a_model_is_told(
 def test_a_window_is_never_shorter_than_the_model_asks_for(
     lab: Lab, content: dict[str, Any], models: Path, sensors: mne.io.BaseRaw
 ) -> None:
-    publish(lab, sensors)
+    lab.publish_recording(sensors)
     content["solver"] = {"model": str(models / "fusion")}
     lengths = {}
     for window_ms in (None, 50.0, 400.0):
@@ -240,7 +203,7 @@ def test_the_beamformer_begins_when_it_has_data_and_follows_them(
     content["head"] = {"spacing": "ico3"}
     content["preprocessing"]["filters"]["max_settling_s"] = 0.4
     content["solver"] = {"method": "LCMV", "lcmv": {"data_s": 2.0, "least_s": 1.0, "refresh_s": 0.5}}
-    publish(lab, sensors, repeat=2)
+    lab.publish_recording(sensors, repeat=2)
     refreshed: list[int] = []
     session = lab.session(content, on_estimate=(estimates := []).append)
     covariances = []
@@ -316,7 +279,7 @@ def test_a_model_beside_a_classical_inverse_images_what_it_would_alone(
     kind: str, lab: Lab, content: dict[str, Any], models: Path, sensors: mne.io.BaseRaw
 ) -> None:
     model = {"model": str(models / kind), "refresh_ms": 20, "backend": "torch"}
-    publish(lab, sensors)
+    lab.publish_recording(sensors)
     noise = {"head": {"spacing": "ico3"}}
     heard = []
     for given in (
@@ -341,7 +304,7 @@ def test_a_second_model_that_knows_another_noise_is_refused(
 ) -> None:
     content |= {"head": {"spacing": "ico3"}, "second_solver": {"model": str(models / "mmdf")}}
     content["noise"] = {"file": str(models / "mmdf" / "noise-cov.fif")}
-    publish(lab, sensors)
+    lab.publish_recording(sensors)
     refused(lab, content, ConfigurationError, "tiny-mmdf", "and no other")
     assert not [stream for stream in lab.transport.resolve(timeout_s=0.0) if stream.name.startswith("a-s")]
 
@@ -351,7 +314,7 @@ def test_averages_are_imaged_by_a_network_of_their_own(
 ) -> None:
     content["preprocessing"]["filters"]["max_settling_s"] = 0.4
     content["solver"] = {"model": str(models / "fusion"), "refresh_ms": 20, "backend": "torch"}
-    publish(lab, sensors)
+    lab.publish_recording(sensors)
     lab.publish_events("stimuli", [(0.9, "1"), (1.3, "1"), (1.7, "1")])
     average = {"markers": {"name": "stimuli"}, "events": {"e": [1]}, "tmax_s": 0.2, "max_hz": 125.0, "update_s": 0}
     plain, _ = joined(lab.image(content)[1])
@@ -376,7 +339,7 @@ def test_averages_are_imaged_by_a_network_of_their_own(
 def test_a_backend_that_is_not_there_stops_the_start_and_says_what_to_do(
     lab: Lab, content: dict[str, Any], models: Path, sensors: mne.io.BaseRaw
 ) -> None:
-    publish(lab, sensors)
+    lab.publish_recording(sensors)
     for backend in ("torch-cuda", "tensorrt"):
         if why_not(backend) is not None:
             content["solver"] = {"model": str(models / "mmdf"), "backend": backend}
@@ -391,7 +354,7 @@ def test_a_backend_that_is_not_true_stops_the_start(
 ) -> None:
     says = OnnxRuntimeRunner.__call__
     monkeypatch.setattr(OnnxRuntimeRunner, "__call__", lambda self, samples: 1.01 * says(self, samples))
-    publish(lab, sensors)
+    lab.publish_recording(sensors)
     content["solver"] = {"model": str(models / "mmdf"), "backend": "onnxruntime"}
     refused(lab, content, SolverError, "tiny-mmdf on onnxruntime (cpu): not true enough", 'or backend = "torch"')
     content["solver"] = {"model": str(models / "mmdf")}
@@ -411,7 +374,7 @@ def test_a_device_that_fails_gives_way_to_the_processor_and_is_told(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    publish(lab, sensors)
+    lab.publish_recording(sensors)
     content["solver"] = {"model": str(models / kind), "backend": "torch"}
     expected, _ = joined(lab.image(content)[1])
     # a device that is fast, and vanishes in the middle
@@ -441,7 +404,7 @@ def test_a_device_that_fails_gives_way_to_the_processor_and_is_told(
         lambda programs, trial, wanted, precision: Choice("torch-cuda", precision, "NVIDIA H100", "", wanted == "auto"),
     )
     other = type(lab)()
-    publish(other, sensors)
+    other.publish_recording(sensors)
     content["solver"] = {"model": str(models / kind)}
     estimates: list[SourceEstimate] = []
     session = other.session(content, on_estimate=estimates.append)
@@ -457,7 +420,7 @@ def test_a_device_that_fails_gives_way_to_the_processor_and_is_told(
     assert caplog.text.count("imaging goes on with torch") == 1
     # what was asked for by name is not replaced in silence
     third = type(lab)()
-    publish(third, sensors)
+    third.publish_recording(sensors)
     calls["left"] = 10**9
     session = third.session({**content, "solver": {"model": str(models / kind), "backend": "torch-cuda"}})
     calls["left"] = 20

@@ -28,7 +28,7 @@ from rt_mmdf.lsl.interface import ChannelDescription, StreamDescription
 from rt_mmdf.lsl.memory import ManualClock, MemoryTransport
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-COMMANDS = ["view", "replay", "head", "streams", "doctor"]
+COMMANDS = ["view", "profile", "replay", "head", "streams", "doctor"]
 RUNNER = CliRunner(env={"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"})
 
 

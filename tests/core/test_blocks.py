@@ -20,6 +20,7 @@ def test_flags_have_the_values_that_are_on_the_wire() -> None:
         "OPERATOR_PENDING": 32,
         "CLOCK_UNCERTAIN": 64,
         "INVALID": 128,
+        "FALLBACK": 256,
     }
     assert set(MISSING) == set(Modality)
 
