@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -209,6 +210,17 @@ class Imaging:
         if self.model is None or self.model.lag_ms == 0:
             return []
         return [self.model.background.worker(f"windows of {self.solver_name}", on_failure)]
+
+    @contextmanager
+    def tried_out(self) -> Iterator[None]:
+        """With its threads while it is tried out before the start; afterwards nothing has been counted."""
+        with ExitStack() as threads:
+            for worker in self.workers(lambda: None):
+                threads.enter_context(worker)
+            yield
+        if self.model is not None:
+            self.model.background.alone()
+            self.model.refreshed.clear()
 
     def window_length(self, hop: int) -> int:
         """Samples that the solver wants to see when `hop` are imaged at once."""

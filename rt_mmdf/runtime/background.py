@@ -63,6 +63,10 @@ class Background:
         self._has_worker = True
         return Worker(name, self.step, on_failure)
 
+    def alone(self) -> None:
+        """Its thread has ended: what is asked for from now on is done at once again."""
+        self._has_worker = False
+
     def step(self, wait_s: float = TAKE_S) -> None:
         """Do what waits, or wait for it a little."""
         if (pending := self._waiting.take(wait_s)) is not None:

@@ -43,6 +43,10 @@ class RefreshCounts:
     taken: int = 0
     late: int = 0
 
+    def clear(self) -> None:
+        """Count from 0 again."""
+        self.taken = self.late = 0
+
 
 class NetworkSolver:
     """Images whitened sensors with a network.
