@@ -91,9 +91,9 @@ class Scorecard:
         """Plain values with the fixed keys first; numbers that are not finite become None."""
         content = asdict(self)
         extra = content.pop("extra")
-        plain = _plain(content | extra)
-        assert isinstance(plain, dict)
-        return plain
+        card = plain(content | extra)
+        assert isinstance(card, dict)
+        return card
 
     def write(self, path: Path) -> None:
         """Write strict JSON, whole or not at all.
@@ -179,16 +179,17 @@ def versions(liblsl: str) -> dict[str, str]:
     return found | {"liblsl": liblsl, "platform": platform.platform()}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Values that strict JSON has; numbers that are not finite become None."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
+        return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         inner = sorted(value) if isinstance(value, set | frozenset) else value
-        return [_plain(item) for item in inner]
+        return [plain(item) for item in inner]
     if hasattr(value, "item") and getattr(value, "ndim", None) == 0:  # a numpy scalar
         value = value.item()
     if hasattr(value, "tolist"):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return str(value) if isinstance(value, Path) else value
@@ -222,6 +223,9 @@ def _render(card: Scorecard) -> RenderableType:
     if files := card.extra.get("files"):
         lost = Text.assemble(f"{files['written']} written, ", _count(files["lost"]), " lost")
         table.add_row("estimates in files", lost, str(files["error"] or ""))
+    if recording := card.extra.get("recording"):
+        dropped = Text.assemble(f"{recording['bytes'] / 1e6:.1f} MB, ", _count(sum(recording["dropped"].values())), " lost")
+        table.add_row("recorded", dropped, str(recording["error"] or recording["file"]))
     if card.le_mm is not None:
         table.add_row("localisation error", _figures(card.le_mm, "mm", 1), _scored(card.extra))
     table.add_row("load", f"{card.cpu_cores:.2f} cores, {card.rss_mb:.0f} MB", "this process")
