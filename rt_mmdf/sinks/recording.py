@@ -215,6 +215,9 @@ class XdfFile:
         flags = os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0) | (os.O_TRUNC if overwrite else os.O_EXCL)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _not_writable(path, error) from error
+        try:
             self._handle = os.open(path, flags, 0o644)
         except FileExistsError as error:
             raise _taken(path) from error
