@@ -572,8 +572,9 @@ def _times_of(recording: Recording, modality: Modality, settings: ReplaySettings
             "samples were taken. Leave it out."
         )
     times = recording.times[modality]
-    known = np.maximum.accumulate(np.nan_to_num(times, nan=0.0, posinf=0.0))
-    first, stop = np.searchsorted(known, (settings.start_s, settings.start_s + length_s))
+    known = np.maximum.accumulate(np.nan_to_num(times, nan=-np.inf, posinf=-np.inf))
+    half = 0.5 / float(recording.sensors[modality].info["sfreq"])  # to the nearest sample, as streams were cut
+    first, stop = np.searchsorted(known, (settings.start_s - half, settings.start_s + length_s - half))
     if stop <= first:
         raise RecordingError(
             f"replay of {recording.name}: no {modality.upper()} sample lies between {settings.start_s:g} s and "

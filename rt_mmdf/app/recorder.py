@@ -99,12 +99,7 @@ class SessionRecorder:
             known |= dict(zip(self._estimates.labels, self._estimates.streams, strict=True))
             tracks.append(self._estimates)
         self._clock = clock
-        self._beside = record.file.with_suffix(".json")
-        if self._beside.exists() and not record.overwrite:
-            raise SinkError(
-                f"recording {record.file}: its description {self._beside} is there already, and is not overwritten. Choose "
-                "another name, or set overwrite = true under [output.record]."
-            )
+        self._beside = record.description_file
         self.announcement = _announcement(record, known)
         self._recorder = Recorder(record, self._clock, tracks, known, leaves)
         self._description = {

@@ -521,8 +521,9 @@ def check_recording(settings: RecordSettings) -> None:
     SinkError
         The file exists and is not to be overwritten, or its folder cannot be written to.
     """
-    if settings.file.exists() and (not settings.overwrite or not settings.file.is_file()):
-        raise _taken(settings.file)
+    for path in (settings.file, settings.description_file):
+        if path.exists() and (not settings.overwrite or not path.is_file()):
+            raise _taken(path)
     folder = settings.file.parent
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
@@ -532,7 +533,7 @@ def check_recording(settings: RecordSettings) -> None:
 
 def _taken(path: Path) -> SinkError:
     return SinkError(
-        f"recording {path}: it is there already, and is not overwritten. Choose another name, move it away, or set "
+        f"recording: {path} is there already, and is not overwritten. Choose another name, move it away, or set "
         "overwrite = true under [output.record]."
     )
 

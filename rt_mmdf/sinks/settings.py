@@ -71,6 +71,11 @@ class RecordSettings(Settings):
             raise ValueError("a name that ends in .xdf is expected")
         return file
 
+    @property
+    def description_file(self) -> Path:
+        """What the recording is of, as JSON."""
+        return self.file.with_suffix(".json")
+
 
 class OutputSettings(Settings):
     """The section ``[output]``."""

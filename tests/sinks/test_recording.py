@@ -135,7 +135,7 @@ def test_a_file_that_is_there_is_not_overwritten_unless_that_is_asked_for(tmp_pa
     path = tmp_path / "a.xdf"
     path.write_bytes(b"precious" * 1000)
     for attempt in (check_recording, lambda s: Recorder(s, ManualClock(), [track], {})):
-        with pytest.raises(SinkError, match=r"a.xdf: it is there already"):
+        with pytest.raises(SinkError, match=r"a.xdf is there already"):
             attempt(RecordSettings(file=path))
     assert path.read_bytes() == b"precious" * 1000
     again = RecordSettings(file=path, overwrite=True)
