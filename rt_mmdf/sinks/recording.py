@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -61,7 +62,7 @@ class Track(Protocol):
 
     @property
     def n_dropped(self) -> int:
-        """Samples that were pushed out because the disk did not keep up."""
+        """Samples that were pushed out because the disk did not keep up; of estimates, before they are reduced."""
         ...
 
     @property
@@ -261,10 +262,12 @@ class XdfFile:
             return True
         return not os.path.samestat(there, os.fstat(self._handle))
 
-    def free_bytes(self) -> int:
-        """Room on its disk."""
-        found = os.fstatvfs(self._handle)
-        return found.f_bavail * found.f_frsize
+    def free_bytes(self) -> int | None:
+        """Room on its disk; None where it is no longer where it was."""
+        try:
+            return shutil.disk_usage(self.path.parent).free
+        except OSError:
+            return None
 
     def close(self) -> None:
         os.close(self._handle)
@@ -441,7 +444,7 @@ class Recorder:
         self._writing, self.error = False, message
 
     def _give_up(self) -> None:
-        """Count everything as lost: what waits, what could not be written, and where the file is gone all that was."""
+        """Count as lost what waits and what is not written; where the file is gone, all that was in it, too."""
         self._lose(self._unwritten[1] if self._unwritten is not None else {})
         self._unwritten = None
         self._lose(self._encoded()[1])
@@ -496,6 +499,7 @@ class Recorder:
                 self._file.close()
                 raise
             self._fail(f"recording {self._file.path}: the disk stands still ({error}); what was flushed is in the file.")
+            self._give_up()  # should it wake, what it has in hand is in the file all the same
             return
         try:
             self.write(flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -220,3 +221,37 @@ def test_the_command_line_says_what_is_recorded() -> None:
         recorded(plain, Path("a.dat"))
     with pytest.raises(ConfigurationError, match="nothing is recorded"):
         recorded(plain, None, overwrite=True)
+
+
+def test_a_recording_that_was_cut_off_is_played_up_to_its_last_whole_chunk(
+    lab: Lab, template_head_ico3: HeadModel, content: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    one_clock(lab, template_head_ico3)
+    lab.image(content)
+    whole = read_recording(tmp_path / "out.xdf")
+    assert not [record for record in caplog.records if "middle of a chunk" in record.message]
+    (tmp_path / "cut.xdf").write_bytes((tmp_path / "out.xdf").read_bytes()[:-100])  # in the last footer
+    cut = read_recording(tmp_path / "cut.xdf")
+    assert "it ends in the middle of a chunk" in caplog.text
+    for modality in Modality:
+        np.testing.assert_array_equal(cut.times[modality], whole.times[modality])
+        np.testing.assert_array_equal(cut.sensors[modality].get_data(), whole.sensors[modality].get_data())
+
+
+def test_imaging_goes_on_without_its_recording(
+    lab: Lab, template_head_ico3: HeadModel, content: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The folder is pulled away in the middle: every hop is imaged, and log, health and scorecard say what was lost."""
+    sent = one_clock(lab, template_head_ico3)
+    content["output"]["record"]["file"] = str(tmp_path / "folder" / "out.xdf")
+    lab.looks.append(lambda second: shutil.rmtree(tmp_path / "folder") if second == 2.0 else None)
+    session, estimates = lab.image(content)
+    assert session.engine.counts.skipped == 0
+    assert len(joined(estimates)[0]) > 1200
+    status = session.scorecard().as_dict()["recording"]
+    assert "was deleted" in status["error"]
+    assert {label: status["dropped"][label] for label in ("eeg", "meg")} == {str(m): len(sent.data[m]) for m in Modality}
+    said = [record.message for record in caplog.records if record.levelname == "ERROR"]
+    assert len(said) == 2
+    assert "was deleted" in said[0]
+    assert "out.json" in said[1]

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from rt_mmdf.core.errors import SinkError
 from rt_mmdf.lsl.interface import ChannelDescription, ClockOffset, StreamDescription
 from rt_mmdf.lsl.memory import ManualClock
 from rt_mmdf.lsl.xdf import open_whole
+from rt_mmdf.sinks import recording
 from rt_mmdf.sinks.estimates import COMPANION_COLUMNS, EstimateDescription
 from rt_mmdf.sinks.recording import EstimateTrack, Recorder, StreamTrack, check_recording
 from rt_mmdf.sinks.settings import RecordSettings
@@ -222,6 +224,35 @@ def test_a_disk_that_stands_still_costs_memory_up_to_a_limit_and_what_is_pushed_
     recorder.close()
     check_samples(load(tmp_path / "a.xdf")["eeg"], 800, 200)
     assert recorder.status()["dropped"] == {"eeg": 800}
+
+
+def test_a_write_that_never_returns_keeps_nobody_waiting(
+    tmp_path: Path, track: StreamTrack, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(recording, "STOP_LIMIT_S", 0.3)
+    stuck, free = threading.Event(), threading.Event()
+    recorder = Recorder(RecordSettings(file=tmp_path / "a.xdf"), ManualClock(), [track], {"eeg": AMP})
+    whole = (tmp_path / "a.xdf").stat().st_size
+
+    def never(self: recording.XdfFile, chunks: bytes) -> None:
+        stuck.set()
+        free.wait(60.0)
+
+    monkeypatch.setattr(recording.XdfFile, "append", never)
+    recorder.start()
+    track.put(AMP, *block(0, 10))
+    assert stuck.wait(60.0)
+    for k in range(1, 10):
+        track.put(AMP, *block(10 * k, 10))
+    assert recorder.status()["waiting"] == 90
+    recorder.close()
+    assert "the disk stands still" in caplog.text
+    assert "the disk stands still" in recorder.status()["error"]
+    assert recorder.status()["samples"] == {"eeg": 0}
+    assert recorder.status()["dropped"] == {"eeg": 100}
+    assert (tmp_path / "a.xdf").stat().st_size == whole
+    free.set()
+    recorder._worker.stop(60.0)
 
 
 def test_a_deleted_folder_is_told_once_and_everything_counts_as_lost(
