@@ -101,7 +101,8 @@ class SessionRecorder:
         self._clock = clock
         self._beside = record.description_file
         self.announcement = _announcement(record, known)
-        self._recorder = Recorder(record, self._clock, tracks, known, leaves)
+        here = ("health", *EstimateTrack.labels)
+        self._recorder = Recorder(record, self._clock, tracks, known, leaves, here)
         self._description = {
             "TaskName": settings.name,
             "RecordingFile": record.file.name,

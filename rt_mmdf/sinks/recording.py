@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -289,6 +289,8 @@ class Recorder:
         By label: streams that are in the file even if they never bring a sample.
     leaves : mapping of str to mapping
         By label: further leaves for the description of the stream in the file.
+    here : collection of str
+        Labels of what is stamped by this machine's clock: its offset is known to be 0, and is in the file, too.
 
     Raises
     ------
@@ -303,11 +305,12 @@ class Recorder:
         tracks: Sequence[Track],
         known: Mapping[str, StreamDescription],
         leaves: Mapping[str, Mapping[str, str]] | None = None,
-        on_failure: Callable[[], None] | None = None,
+        here: Collection[str] = (),
     ) -> None:
         self._clock = clock
         self._tracks = tuple(tracks)
         self._leaves = leaves or {}
+        self._here = frozenset(here)
         self._streams: dict[tuple[object, ...], RecordedStream] = {}
         self._newest: dict[str, RecordedStream] = {}
         self._labels = tuple(label for track in tracks for label in track.labels)
@@ -329,7 +332,7 @@ class Recorder:
         for label, description in known.items():
             self._stream(label, description)
         self.write(flush=True)
-        self._worker = Worker("recording", self._step, on_failure, STOP_LIMIT_S)
+        self._worker = Worker("recording", self._step, stop_timeout_s=STOP_LIMIT_S)
 
     def start(self) -> Recorder:
         """Start the thread."""
@@ -408,8 +411,11 @@ class Recorder:
         stream = self._streams.get(key)
         if stream is None:
             stream = self._streams[key] = RecordedStream(len(self._streams) + 1, label, description)
-            leaves = {"rt_mmdf/label": label, **self._leaves.get(label, {})}
-            self._new_headers.append(xdf.stream_header(stream.number, description, self._clock.now(), leaves))
+            now, leaves = self._clock.now(), {"rt_mmdf/label": label, **self._leaves.get(label, {})}
+            self._new_headers.append(xdf.stream_header(stream.number, description, now, leaves))
+            if label in self._here:
+                stream.offsets.append(ClockOffset(now, 0.0, 0.0))
+                self._new_headers.append(xdf.clock_offset(stream.number, stream.offsets[0]))
         self._newest[label] = stream
         return stream
 

@@ -82,7 +82,7 @@ def one_clock(lab: Lab, head: HeadModel) -> Sent:
 
 
 def test_the_file_holds_what_was_sent_and_what_was_made_of_it(
-    lab: Lab, template_head_ico3: HeadModel, content: dict[str, Any], tmp_path: Path
+    lab: Lab, template_head_ico3: HeadModel, content: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     sent = one_clock(lab, template_head_ico3)
     stimuli = lab.transport.machine("stimulus-pc", offset_s=-321.5)
@@ -125,6 +125,12 @@ def test_the_file_holds_what_was_sent_and_what_was_made_of_it(
     assert beside["RecordingEnded"] is not None
     assert beside["Dropped"] == status["dropped"]
     assert beside["Error"] is None
+    caplog.clear()
+    streams, _ = pyxdf.load_xdf(tmp_path / "out.xdf")  # as anybody would
+    assert caplog.messages == ["Stream 7: Segments and clock-segments differ"]  # the marks: their clock is not measured
+    assert streams[6]["info"]["name"] == ["a-marks"]
+    begins = [s["time_stamps"][0] for s in streams if s["info"]["type"][0] in ("EEG", "MEG")]
+    np.testing.assert_allclose(begins, 2000.3, atol=1e-4)
 
 
 def replayed(lab: Lab, content: dict[str, Any], path: Path) -> tuple[Session, list[SourceEstimate], float]:
