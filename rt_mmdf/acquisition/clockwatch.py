@@ -40,12 +40,15 @@ class ClockWatch:
     ----------
     offsets : dict of str to Mailbox of ClockOffset
         New measurements of each stream, oldest first.
+    taps : list of callable
+        Called with the name of the stream and each new measurement, in the thread that measures; must be quick.
     """
 
     def __init__(self, transport: Transport, streams: Mapping[str, Callable[[], StreamDescription]]) -> None:
         self._transport = transport
         self._streams = dict(streams)
         self.offsets: dict[str, Mailbox[ClockOffset]] = {label: Mailbox(CAPACITY) for label in streams}
+        self.taps: list[Callable[[str, ClockOffset], None]] = []
         self._watched: dict[str, _Watched] = {}
         self._turn = cycle(streams)
 
@@ -66,6 +69,8 @@ class ClockWatch:
         if offset is not None and offset.at != watched.newest:
             watched.newest = offset.at
             self.offsets[label].put(offset)
+            for tap in self.taps:
+                tap(label, offset)
 
     def worker(self, on_failure: Callable[[], None] | None = None) -> Worker:
         """The thread that measures; not yet started."""

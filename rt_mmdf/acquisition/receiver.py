@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rt_mmdf.acquisition.interpretation import interpret
 from rt_mmdf.acquisition.selection import select_stream
 from rt_mmdf.acquisition.settings import StreamSettings
+from rt_mmdf.core.blocks import Float64
 from rt_mmdf.core.channels import Channels
 from rt_mmdf.core.errors import StreamDescriptionError, StreamError, StreamNotFound
 from rt_mmdf.core.ring import SampleRing
@@ -30,6 +32,11 @@ MAX_MARKER = 4096
 STOP_LIMIT_S = 15.0
 """Opening a stream that vanishes in that moment takes 10 s."""
 RECENT = 100
+
+Tap = Callable[[StreamDescription, NDArray[np.generic], Float64], None]
+"""Called with the stream, ``(n_times, n_channels)`` samples as they came, and ``(n_times,)`` raw stamps of the sender, in
+the thread that receives and before anything else is done with them. It must be quick and must not write to the arrays.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +86,11 @@ class Receiver:
     signal : Signal | None
         Rung after each write.
 
+    Attributes
+    ----------
+    taps : list of Tap
+        Get everything that was pulled; to be filled before the worker is started.
+
     Raises
     ------
     StreamNotFound, StreamAmbiguous, StreamDescriptionError, ConfigurationError
@@ -88,6 +100,7 @@ class Receiver:
     def __init__(self, transport: Transport, settings: StreamSettings, label: str, signal: Signal | None = None) -> None:
         self.label = label
         self.settings = settings
+        self.taps: list[Tap] = []
         self._transport = transport
         self._signal = signal
         self._inlet: Inlet | None = transport.inlet(select_stream(transport, settings, label), buffer_s=settings.buffer_s)
@@ -147,6 +160,8 @@ class Receiver:
                 self._look_again()
             return
         self._heard = received
+        for tap in self.taps:
+            tap(self._description, samples, stamps)
         imaged = self._selection.imaged.to_si(samples)
         if self.others is not None:
             self.others.write(self._selection.others.to_si(samples), stamps, received)
@@ -254,6 +269,8 @@ class MarkerReceiver:
         How often the stream was opened again.
     problem : str
         Why nothing is listened to now; empty when something is. Any thread may read it.
+    taps : list of Tap
+        As for `Receiver`.
 
     Raises
     ------
@@ -276,6 +293,7 @@ class MarkerReceiver:
         self._inlet: Inlet | None = None
         self._description: StreamDescription | None = None
         self.events: Mailbox[Marker] = Mailbox(10000, signal)
+        self.taps: list[Tap] = []
         self.n_reconnected = 0
         self.problem = "not looked for so far"
         self._looked = transport.clock.now()
@@ -305,6 +323,8 @@ class MarkerReceiver:
         received = self._transport.clock.now()
         if len(stamps):
             self._looked = received
+            for tap in self.taps:
+                tap(self._inlet.description, samples, stamps)
         for row, stamp in zip(samples, stamps.tolist(), strict=True):
             text = row[0][:MAX_MARKER] if isinstance(row[0], str) else f"{row[0]:g}"
             self.events.put(Marker(stamp, text, received))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,11 +15,18 @@ import numpy as np
 
 from rt_mmdf.acquisition.interpretation import interpret
 from rt_mmdf.acquisition.settings import StreamSettings
+from rt_mmdf.core.blocks import Float64
 from rt_mmdf.core.channels import Modality
 from rt_mmdf.core.errors import RecordingError, RtMmdfError
 from rt_mmdf.lsl.interface import ChannelDescription, StreamDescription
+from rt_mmdf.lsl.xdf import open_whole
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+_REPLAYED = ("eeg", "meg", "markers")
+"""Labels of the streams of a session's recording that are played again."""
 
 _PICKS: dict[Modality, dict[str, Any]] = {
     Modality.EEG: {"eeg": True, "eog": True, "ecg": True, "emg": True},
@@ -39,15 +47,21 @@ class Recording:
         start at the same instant and may have different sampling rates.
     events : tuple of (float, str)
         Seconds after the first sample, and what happened; in order.
+    times : dict of Modality to (n_times,) float64
+        When each sample was taken, where that is not by the sampling rate: seconds after the instant at which all begin.
+        Empty for recordings of files that do not tell.
     """
 
     name: str
     sensors: dict[Modality, Any]
     events: tuple[tuple[float, str], ...] = ()
+    times: dict[Modality, Float64] = field(default_factory=dict)
 
     @property
     def duration_s(self) -> float:
         """Length that all modalities cover, seconds."""
+        if self.times:
+            return min(float(np.nanmax(self.times[m]) + 1 / raw.info["sfreq"]) for m, raw in self.sensors.items())
         return min(float(raw.n_times / raw.info["sfreq"]) for raw in self.sensors.values())
 
     @classmethod
@@ -128,7 +142,12 @@ def _events(raw: Any) -> tuple[tuple[float, str], ...]:
 
 
 def _read_xdf(path: Path) -> Recording:
-    """EEG and MEG streams of an XDF file, each as one Raw, cut to their common time to the nearest sample."""
+    """EEG and MEG streams of an XDF file, each as one Raw, cut to their common time to the nearest sample.
+
+    What `rt_mmdf.sinks.recording` has written is played as it was received: each sample at its own time, holes and jitter
+    included, on the recorder's clock, and read as the session read it. A file without an end (the recorder was killed) is
+    read up to its last whole chunk.
+    """
     try:
         import pyxdf
     except ImportError as error:
@@ -136,48 +155,78 @@ def _read_xdf(path: Path) -> Recording:
             f'recording {path}: reading XDF needs pyxdf. Install it: pip install "rt-mmdf[recordings]".'
         ) from error
 
-    def load() -> Any:
-        # opened here: pyxdf leaves a file that is none of its kind open
-        with gzip.open(path) if path.suffix.lower() == ".xdfz" else path.open("rb") as file:
-            return pyxdf.load_xdf(file, dejitter_timestamps=True, verbose=False)[0]
+    def load() -> tuple[Any, bool]:
+        if path.suffix.lower() == ".xdfz":
+            with gzip.open(path) as packed:
+                return pyxdf.load_xdf(packed, dejitter_timestamps=True, verbose=False)[0], False
+        file, contents = open_whole(path)
+        with file:
+            if contents.n_whole < contents.n_bytes:
+                logger.warning(
+                    "recording %s: it ends in the middle of a chunk; the last %d of its %d bytes are left out",
+                    path,
+                    contents.n_bytes - contents.n_whole,
+                    contents.n_bytes,
+                )
+            labels = {number: header.findtext("desc/rt_mmdf/label") for number, header in contents.headers.items()}
+            own = any(labels.values())
+            # estimates, which may be large, are not replayed; nor are the operators' marks and the health
+            wanted = [number for number, label in labels.items() if label in _REPLAYED] if own else None
+            streams = pyxdf.load_xdf(file, wanted, dejitter_timestamps=not own, verbose=False)[0]
+            return streams, own
 
-    streams = reading(path.name, load)
+    streams, own = reading(path.name, load)
     sensors: dict[Modality, tuple[Any, Any]] = {}
     markers: list[tuple[float, str]] = []
     for stream in streams:
         info = stream["info"]
         kind, sfreq = (info["type"][0] or "").upper(), float(info["nominal_srate"][0])
+        if own:
+            label = _own_leaf(info, "label")
+            kind = "MARKERS" if label == "markers" else label.upper()
         if len(stream["time_stamps"]) == 0:
             continue
         if sfreq == 0:
             if kind == "MARKERS":
                 pairs = zip(stream["time_stamps"], stream["time_series"], strict=True)
-                markers += [(float(time), str(row[0])) for time, row in pairs]
+                markers += [(float(time), _marker_text(row[0]) if own else str(row[0])) for time, row in pairs]
             continue
         if kind not in ("EEG", "MEG"):
             continue
         modality = Modality(kind.lower())
         if modality in sensors:
             raise RecordingError(f"recording {path.name}: it holds more than one {kind} stream; exactly one is expected.")
-        sensors[modality] = (_xdf_raw(stream, path.name), stream["time_stamps"])
+        sensors[modality] = (_xdf_raw(stream, path.name, own=own), stream["time_stamps"])
     if not sensors:
         types = sorted({str(stream["info"]["type"][0]) for stream in streams})
         raise RecordingError(
             f"recording {path.name}: no stream of type EEG or MEG with a sampling rate (seen: {', '.join(types)})."
         )
-    start = max(float(times[0]) for _, times in sensors.values())
-    stop = min(float(times[-1]) for _, times in sensors.values())
+    finite = [times[np.isfinite(times)] for _, times in sensors.values()]
+    start = max((float(times[0]) for times in finite if len(times)), default=np.inf)
+    stop = min((float(times[-1]) for times in finite if len(times)), default=-np.inf)
     if stop <= start:
         raise RecordingError(f"recording {path.name}: its EEG and MEG streams do not overlap in time.")
-    cut = {}
+    cut, taken = {}, {}
     for modality, (raw, times) in sensors.items():
-        first, last = (int(np.argmin(np.abs(times - edge))) for edge in (start, stop))
+        first, last = (int(np.nanargmin(np.abs(times - edge))) for edge in (start, stop))
         cut[modality] = raw.crop(first / raw.info["sfreq"], last / raw.info["sfreq"])
+        taken[modality] = np.asarray(times[first : last + 1] - start, dtype=np.float64)
     events = tuple(sorted((time - start, text) for time, text in markers if start <= time <= stop))
-    return Recording(path.name, cut, events)
+    return Recording(path.name, cut, events, taken if own else {})
 
 
-def _xdf_raw(stream: Any, name: str) -> Any:
+def _own_leaf(info: Any, name: str) -> str:
+    """A leaf that a session's recording adds to the description of a stream."""
+    return str(info["desc"][0]["rt_mmdf"][0][name][0])
+
+
+def _marker_text(value: Any) -> str:
+    """As `rt_mmdf.acquisition.receiver.MarkerReceiver` reads it."""
+    return value if isinstance(value, str) else f"{value:g}"
+
+
+def _xdf_raw(stream: Any, name: str, *, own: bool) -> Any:
     info = stream["info"]
     nodes: list[Any] = []
     if (description := info["desc"][0]) and description.get("channels"):
@@ -197,7 +246,10 @@ def _xdf_raw(stream: Any, name: str) -> Any:
         channels=channels if len(channels) == n_channels else (ChannelDescription(""),) * n_channels,
         extra={},
     )
-    read = interpret(description, StreamSettings(name=description.name), label=f"replay of {name}")
+    settings = StreamSettings(name=description.name or "replay")
+    if own:
+        settings = StreamSettings.model_validate_json(_own_leaf(info, "acquisition"))
+    read = interpret(description, settings, label=f"replay of {name}")
     samples = np.asarray(stream["time_series"])
     parts = [part for part in (read.imaged, read.others) if len(part.channels)]
     names = [channel for part in parts for channel in part.channels.names]

@@ -2,7 +2,8 @@
 
 Each modality is a stream with its own sampling rate, block size, clock drift, lateness of delivery, stamping habit and
 holes, and its own time stamps. Sample ``n`` of a stream is taken at ``t0 + n / (sfreq (1 + drift_ppm 1e-6))``; `t0` is
-the same for all streams. A block is delivered when its last sample exists, never earlier.
+the same for all streams. A block is delivered when its last sample exists, never earlier. What a live session has recorded
+is played at the times at which its samples were taken (`Recording.times`) instead of by the sampling rate.
 
 What is due is decided by `Replay.advance`, which neither waits nor sleeps; `Replay.worker` is the thread that calls it in
 time.
@@ -221,12 +222,19 @@ class _SensorStream:
         sfreq: float,
         data: NDArray[np.generic],
         n_loop: int,
+        times: Float64 | None,
+        period_s: float,
     ) -> None:
         own: ReplayStreamSettings = getattr(settings, modality)
         raw = recording.sensors[modality]
         self.settings = own
         self._data = data
         self._n_loop = n_loop
+        self._times = times
+        # bad stamps are sent as they are, but neither wait nor hurry
+        self._exists = None if times is None else np.maximum.accumulate(np.nan_to_num(times, nan=0.0, posinf=0.0))
+        self._period_s = period_s
+        self._factor = 1 + own.drift_ppm * 1e-6
         self._n_total = math.inf if math.isinf(settings.loop) else n_loop * int(settings.loop)
         self._speed = settings.speed
         self.rate = sfreq * (1 + own.drift_ppm * 1e-6)
@@ -260,11 +268,18 @@ class _SensorStream:
     def _stop(self) -> int:
         return int(min(self._next + self.settings.chunk, self._n_total))
 
+    def _seconds(self, numbers: NDArray[np.int64], times: Float64 | None) -> Float64:
+        """When samples are taken, after the first of all streams."""
+        if times is None:
+            return np.asarray(numbers / self.rate)
+        lap, number = np.divmod(numbers, self._n_loop)
+        return np.asarray((lap * self._period_s + times[number]) / self._factor)
+
     def _set_due(self) -> None:
         if self.finished:
             self._due = math.inf
             return
-        self.ends = (self._stop() - 1) / self.rate
+        self.ends = float(self._seconds(np.array([self._stop() - 1]), self._exists)[0])
         exists = self._t0 + self.ends / self._speed
         # order kept: a block that is late makes the next one wait
         self._due = max(exists + self._rng.uniform(0.0, self.settings.jitter_ms * 1e-3), self._shown)
@@ -282,7 +297,7 @@ class _SensorStream:
             samples = self._data[numbers % self._n_loop]
             if self._counter:
                 samples[:, -1] = numbers % COUNTER_WRAP
-            stamps = self._t0 + numbers / self.rate
+            stamps = self._t0 + self._seconds(numbers, self._times)
             if self.settings.stamps != "per_sample":
                 stamps[:] = stamps[0] if self.settings.stamps == "first_of_block" else stamps[-1]
             now = clock()
@@ -402,13 +417,21 @@ class Replay:
                 f"replay of {recording.name}: nothing lies between start_s {settings.start_s:g} and its end at "
                 f"{recording.duration_s:g} s"
             )
-        _check_memory(recording, settings, lengths)
-        data = {m: _prepare(recording, m, settings, rates[m], lengths[m]) for m in modalities}
-        self._sensors = {
-            m: _SensorStream(transport, m, recording, settings, rates[m], data[m], lengths[m]) for m in modalities
-        }
         last = modalities[-1]  # the trigger line is recorded by the MEG system where there is one
         period_s = lengths[last] / rates[last]
+        first = {m: round(settings.start_s * float(recording.sensors[m].info["sfreq"])) for m in modalities}
+        times: dict[Modality, Float64] = {}
+        if recording.times:
+            period_s = length_s
+            for m in modalities:
+                first[m], times[m] = _times_of(recording, m, settings, length_s)
+            lengths = {m: len(times[m]) for m in modalities}
+        _check_memory(recording, settings, lengths)
+        data = {m: _prepare(recording, m, settings, rates[m], lengths[m], first[m]) for m in modalities}
+        self._sensors = {
+            m: _SensorStream(transport, m, recording, settings, rates[m], data[m], lengths[m], times.get(m), period_s)
+            for m in modalities
+        }
         events = tuple(
             (time - settings.start_s, text) for time, text in recording.events if 0 <= time - settings.start_s < period_s
         )
@@ -541,6 +564,25 @@ def _loop_lengths(length_s: float, rates: dict[Modality, float]) -> dict[Modalit
     return {a: periods * ratio.denominator, b: periods * ratio.numerator}
 
 
+def _times_of(recording: Recording, modality: Modality, settings: ReplaySettings, length_s: float) -> tuple[int, Float64]:
+    """First sample that is played, and when each is taken, seconds after the start of what is played."""
+    if getattr(settings, modality).sfreq is not None:
+        raise ConfigurationError(
+            f"replay of {recording.name}: {modality}.sfreq is given, but this recording is played at the times at which its "
+            "samples were taken. Leave it out."
+        )
+    times = recording.times[modality]
+    known = np.maximum.accumulate(np.nan_to_num(times, nan=-np.inf, posinf=-np.inf))
+    half = 0.5 / float(recording.sensors[modality].info["sfreq"])  # to the nearest sample, as streams were cut
+    first, stop = np.searchsorted(known, (settings.start_s - half, settings.start_s + length_s - half))
+    if stop <= first:
+        raise RecordingError(
+            f"replay of {recording.name}: no {modality.upper()} sample lies between {settings.start_s:g} s and "
+            f"{settings.start_s + length_s:g} s"
+        )
+    return int(first), times[first:stop] - settings.start_s
+
+
 def _sample_gaps(gaps: tuple[tuple[float, float], ...], rate: float) -> list[tuple[int, int]]:
     """First and one-past-last sample numbers of each hole, in order, those that touch made one."""
     merged: list[tuple[int, int]] = []
@@ -566,7 +608,7 @@ def _check_memory(recording: Recording, settings: ReplaySettings, lengths: dict[
 
 
 def _prepare(
-    recording: Recording, modality: Modality, settings: ReplaySettings, sfreq: float, n_loop: int
+    recording: Recording, modality: Modality, settings: ReplaySettings, sfreq: float, n_loop: int, first: int
 ) -> NDArray[np.generic]:
     """Samples in wire units and type, ``(n_loop, n_channels)``, resampled where asked, with room for the counter."""
     raw = recording.sensors[modality]
@@ -576,7 +618,6 @@ def _prepare(
     out = np.zeros((n_loop, n_channels + settings.counter), dtype)
     factors = np.array([_wire(kind, own.unit)[1] for kind in raw.get_channel_types()])
     source = float(raw.info["sfreq"])
-    first = round(settings.start_s * source)
     if source == sfreq:
         step = max(1, 1 << 24 // n_channels)
         for start in range(0, n_loop, step):

@@ -19,7 +19,7 @@ from rt_mmdf.app.imaging import Imaging
 from rt_mmdf.app.settings import AverageSettings
 from rt_mmdf.core.blocks import Float32
 from rt_mmdf.core.errors import RtMmdfError
-from rt_mmdf.lsl.interface import StreamDescription, Transport
+from rt_mmdf.lsl.interface import ClockOffset, StreamDescription, Transport
 from rt_mmdf.preprocessing.averaging import Average, RunningAverages, published_latencies
 from rt_mmdf.preprocessing.whitening import OperatorKey
 from rt_mmdf.runtime.mailbox import Mailbox
@@ -62,6 +62,11 @@ class EventAverages:
         Of the first solver's estimates.
     operator : Operator | None
         For all channels, where it is built already.
+
+    Attributes
+    ----------
+    clock_taps : list of callable
+        Called with each new measurement of the clock of the markers' sender, see `ClockWatch`.
     """
 
     def __init__(
@@ -85,6 +90,7 @@ class EventAverages:
         self._early: deque[Marker] = deque(maxlen=MAX_EARLY)
         self._marker_clock = SenderClock()
         self._watch: ClockWatch | None = None
+        self.clock_taps: list[Callable[[str, ClockOffset], None]] = []
         self._heard_uid = ""
         self._changed: set[str] = set()
         self._updated = dict.fromkeys(settings.events, -math.inf)
@@ -148,6 +154,7 @@ class EventAverages:
             if self.receiver.description is None:
                 return
             self._watch = ClockWatch(self._transport, {MARKERS: self._described})
+            self._watch.taps.extend(self.clock_taps)
         self._watch.step()
 
     def _described(self) -> StreamDescription:

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from rt_mmdf.acquisition.receiver import STOP_LIMIT_S
+from rt_mmdf.acquisition.receiver import STOP_LIMIT_S, Tap
 from rt_mmdf.core.errors import StreamError
 from rt_mmdf.lsl.interface import Inlet, Transport
 from rt_mmdf.runtime.worker import Worker
@@ -34,10 +34,16 @@ class OperatorMarks:
         ``SESSION-marks``.
     on_command : callable | None
         Called with each mark that carries a command, in the thread of `step`; must be quick.
+
+    Attributes
+    ----------
+    taps : list of Tap
+        Get everything that was pulled; to be filled before the worker is started.
     """
 
     def __init__(self, transport: Transport, name: str, on_command: Callable[[Mark], None] | None = None) -> None:
         self.name = name
+        self.taps: list[Tap] = []
         self._transport = transport
         self._on_command = on_command
         self._inlets: dict[str, Inlet] = {}
@@ -58,6 +64,9 @@ class OperatorMarks:
                 self._inlets.pop(uid).close()
                 continue
             received = self._transport.clock.now()
+            if len(stamps):
+                for tap in self.taps:
+                    tap(inlet.description, samples, stamps)
             for row in samples[: len(stamps)]:
                 self._take(str(row[0]), inlet, received)
 

@@ -225,6 +225,9 @@ def _render(card: Scorecard) -> RenderableType:
     if files := card.extra.get("files"):
         lost = Text.assemble(f"{files['written']} written, ", _count(files["lost"]), " lost")
         table.add_row("estimates in files", lost, str(files["error"] or ""))
+    if recording := card.extra.get("recording"):
+        dropped = Text.assemble(f"{recording['bytes'] / 1e6:.1f} MB, ", _count(sum(recording["dropped"].values())), " lost")
+        table.add_row("recorded", dropped, str(recording["error"] or recording["file"]))
     if card.le_mm is not None:
         table.add_row("localisation error", _figures(card.le_mm, "mm", 1), _scored(card.extra))
     table.add_row("load", f"{card.cpu_cores:.2f} cores, {card.rss_mb:.0f} MB", "this process")

@@ -2,7 +2,7 @@
 
 receive eeg --+                                      +--> estimate streams
               +--> rings --> engine (one thread) ----+
-receive meg --+                 ^     |              +--> file writer (own thread)
+receive meg --+                 ^     |              +--> file writer, recorder (own threads)
 clock watch ----> offsets ------+     |  <---- operators (own thread, off the hot path)
                                       |
                                       +-- cleaned hops, where asked for: sensors for displays, a second solver,
@@ -31,6 +31,7 @@ from rt_mmdf.app.imaging import Imaging, Progress
 from rt_mmdf.app.intake import Intake, survey_streams
 from rt_mmdf.app.operators import LIMIT_S, OperatorBuilder
 from rt_mmdf.app.optional import OptionalStreams, streams_of
+from rt_mmdf.app.recorder import SessionRecorder
 from rt_mmdf.app.scorecard import Scorecard, versions
 from rt_mmdf.app.settings import SessionSettings
 from rt_mmdf.core.blocks import MISSING, Flag, SourceEstimate
@@ -44,6 +45,7 @@ from rt_mmdf.runtime.telemetry import LatencyRecorder, ProcessLoad, ProcessUsage
 from rt_mmdf.runtime.worker import Worker, quick_handover
 from rt_mmdf.sinks.estimates import EstimateDescription, EstimateOutlets
 from rt_mmdf.sinks.health import HealthOutlet
+from rt_mmdf.sinks.recording import check_recording
 from rt_mmdf.sinks.sources import SourceSpaceDescription
 from rt_mmdf.sinks.stc_files import StcFiles
 
@@ -89,6 +91,8 @@ class Session:
         self._clock = transport.clock
         self._on_estimate = on_estimate
         report = progress or (lambda what, fraction: None)
+        if settings.output.record is not None:
+            check_recording(settings.output.record)
         self._wake = Signal()
         self._resources = ExitStack()
         self._workers: list[Worker] = []
@@ -151,6 +155,9 @@ class Session:
             if settings.output.files is not None:
                 name = self.imaging.solver_name
                 self.files = StcFiles(settings.output.files, self.sources, self.engine.sfreq, self._wake.ring, solver=name)
+            self.recorder = SessionRecorder.of(settings, self, self._clock)
+            if self.recorder is not None:
+                self._resources.callback(self.recorder.close)
             report("ready", 1.0)
         except BaseException:
             self._resources.close()
@@ -217,6 +224,8 @@ class Session:
             worker.check()
         if self.files is not None:
             self.files.check()
+        if self.recorder is not None:
+            self.recorder.check()
         waited = self._clock.now() - self._started
         patience = self.settings.start_timeout_s
         if self.imaging.data_cov is not None:  # the beamformer waits for data, and these for the filters
@@ -266,6 +275,8 @@ class Session:
                 self.latency.record(estimate.hop, stamps)
             if self.files is not None:
                 self.files.put(estimate)
+            if self.recorder is not None:
+                self.recorder.put_estimate(replace(estimate, stamps=stamps))
             if self._on_estimate is not None:
                 self._on_estimate(replace(estimate, stamps=stamps))
 
@@ -273,7 +284,9 @@ class Session:
         worker.pause(HEALTH_INTERVAL_S)
         self._tell_of_silence()
         status = self.status()
-        self.health.publish(status)
+        text = self.health.publish(status)
+        if self.recorder is not None:
+            self.recorder.put_health(text)
         self.newest_status.put(status)
 
     def _tell_of_silence(self) -> None:
@@ -373,6 +386,7 @@ class Session:
             "operators_failed": self.operators.failed,
             "model": self.imaging.model_status,
             "files": asdict(self.files.status) if self.files is not None else None,
+            "recording": self.recorder.status() if self.recorder is not None else None,
             **self.optional.status(),
             "cpu_cores": usage.cpu_cores,
             "rss_mb": usage.rss_mb,
@@ -439,7 +453,7 @@ class Session:
             **{k: status[k] for k in ("unit", "filter_delay_ms", "look_ahead_ms", "device_lag", "files")},
             "budget": status["budget"],
             "model": self.imaging.model_facts,
-            **{k: status[k] for k in ("sensors", "second", "average") if status[k] is not None},
+            **{k: status[k] for k in ("sensors", "second", "average", "recording") if status[k] is not None},
         }
         return Scorecard(
             solver=self.imaging.solver_name,

@@ -16,6 +16,10 @@ def monitor(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="TOML file; examples are in configs/.")],
     seconds: Annotated[float | None, typer.Option(min=1, help="End after so long; without it: Ctrl-C.")] = None,
     report: Annotated[Path | None, typer.Option(help="Write the scorecard as JSON at the end.")] = None,
+    record: Annotated[
+        Path | None, typer.Option(metavar="FILE.xdf", help="Record streams, markers and estimates; see [output.record].")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a recording that is there.")] = False,
     no_view: Annotated[bool, typer.Option("--no-view", help="No window beside it.")] = False,
 ) -> None:
     """Image live: streams in, source estimates out as LSL streams.
@@ -33,8 +37,11 @@ def monitor(
 
         rt-mmdf monitor configs/sample.toml --seconds 60 --report scorecard.json
 
+        rt-mmdf monitor configs/monitor.toml --record subject01.xdf
+
     Ctrl-C ends it with the scorecard. `rt-mmdf streams` lists what there is to listen to.
     """
+    from rt_mmdf.app.recorder import recorded
     from rt_mmdf.app.scorecard import check_report_path
     from rt_mmdf.app.session import Session
     from rt_mmdf.app.settings import SessionSettings
@@ -42,7 +49,7 @@ def monitor(
     from rt_mmdf.lsl.network import NetworkTransport
     from rt_mmdf.runtime.mailbox import Signal
 
-    settings = load_settings(config, SessionSettings)
+    settings = recorded(load_settings(config, SessionSettings), record, overwrite=overwrite)
     if report is not None:
         check_report_path(report)
     pause, asked_to_end = Signal(), None
@@ -59,6 +66,8 @@ def monitor(
                 highlight=False,
                 soft_wrap=True,
             )
+            if session.recorder is not None:
+                ERR.print(session.recorder.announcement, highlight=False, soft_wrap=True)
             while seconds is None or session.seconds_running < seconds:
                 pause.wait(0.5)
                 session.check()

@@ -73,6 +73,56 @@ class Mailbox(Generic[T]):
             return values
 
 
+class Backlog(Generic[T]):
+    """First in, first out, bounded by what the values weigh: what does not fit pushes out the oldest, which are counted.
+
+    For values of very different size, where a number of them is no limit of memory.
+
+    Parameters
+    ----------
+    capacity : int
+        Most that all waiting values weigh together, bytes for example. A value heavier than that never stays.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        if capacity < 1:
+            raise ValueError(f"backlog of {capacity}: at least 1 is expected")
+        self._values: deque[tuple[T, int, int]] = deque()
+        self._capacity = capacity
+        self._lock = threading.Lock()
+        self._weight = self._waiting = self._dropped = 0
+
+    @property
+    def n_dropped(self) -> int:
+        """Parts of the values that were pushed out before anybody took them."""
+        return self._dropped
+
+    @property
+    def n_waiting(self) -> int:
+        """Parts of the values that wait to be taken."""
+        return self._waiting
+
+    def put(self, value: T, weight: int, n_parts: int = 1) -> None:
+        """Put a value of this weight, which counts as `n_parts` (samples, for example)."""
+        with self._lock:
+            self._values.append((value, weight, n_parts))
+            self._weight += weight
+            self._waiting += n_parts
+            while self._weight > self._capacity:
+                _, out, n_out = self._values.popleft()
+                self._weight -= out
+                self._waiting -= n_out
+                self._dropped += n_out
+
+    def take_all(self) -> list[T]:
+        """All values that are there now, oldest first."""
+        with self._lock:
+            values = [value for value, _, _ in self._values]
+            self._values.clear()
+            self._weight = self._waiting = 0
+            return values
+
+
 class NewestValue(Generic[T]):
     """A cell that holds the newest value only: for readers that want the present, not the past."""
 

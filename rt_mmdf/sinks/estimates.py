@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 import rt_mmdf
 from rt_mmdf.core.blocks import Flag, Float32, Float64, SourceEstimate, StageStamps
 from rt_mmdf.lsl.interface import ChannelDescription, Outlet, StreamDescription, Transport
-from rt_mmdf.sinks.reduction import Reducer
+from rt_mmdf.sinks.reduction import Reducer, Rows
 from rt_mmdf.sinks.settings import EstimateStreamSettings
 from rt_mmdf.sinks.sources import SourceSpaceDescription
 
@@ -101,12 +101,7 @@ class EstimateOutlets:
             self._estimate.push(rows.data, rows.times)
         stamps = replace(estimate.stamps, published=self._clock.now())
         if len(rows.times):
-            companion = np.empty((len(rows.times), len(COMPANION_COLUMNS)))
-            companion[:, 0] = estimate.hop
-            companion[:, 1] = rows.index
-            companion[:, 2] = rows.flags
-            companion[:, 3:] = stamps.as_tuple()
-            self._companion.push(companion, rows.times)
+            self._companion.push(companion_rows(estimate, rows, stamps), rows.times)
             self._strongest.push(self._summary(rows.data[-1], int(rows.flags[-1])), rows.times[-1:])
         return stamps
 
@@ -128,6 +123,16 @@ class EstimateOutlets:
             summary[: len(found), 1] = values[found]
             summary[: len(found), 2:] = self._positions[found]
         return summary.reshape(1, -1)
+
+
+def companion_rows(estimate: SourceEstimate, rows: Rows, stamps: StageStamps) -> Float64:
+    """``(n_rows, n_columns)``: the `COMPANION_COLUMNS` of what a hop gave."""
+    companion = np.empty((len(rows.times), len(COMPANION_COLUMNS)))
+    companion[:, 0] = estimate.hop
+    companion[:, 1] = rows.index
+    companion[:, 2] = rows.flags
+    companion[:, 3:] = stamps.as_tuple()
+    return companion
 
 
 def strongest(values: Float32, positions_mm: Float64, n: int, apart_mm: float) -> NDArray[np.intp]:

@@ -62,6 +62,11 @@ JSON in ASCII; a number that is not known is ``null``. Times are seconds on the 
 ``marks``
     null, or ``stream`` (the name that is listened to), ``listening_to`` (streams), ``received``, ``refused`` (no
     marks), and the ``newest`` 20: ``stamp`` (clock of the view), ``received``, ``text``, ``command``, ``host``
+``recording``
+    null, or ``file``, ``bytes`` (written), ``seconds`` (from the start to the last flush), ``flushed_at``, ``samples``
+    and ``dropped`` (by stream: written; lost for good), ``waiting`` (samples for the disk), ``free_bytes``, ``room_s``
+    (what the disk has room for, at the rate since the start), ``error`` (the last, which stays), ``writing`` (whether the
+    last attempt succeeded)
 ``left_out``
     entries that did not fit into the longest text, if any
 """
@@ -101,7 +106,8 @@ class HealthOutlet:
         self._clock = transport.clock
         channel = ChannelDescription("health", "json", "")
         extra = {"engine/name": "rt_mmdf", "engine/version": rt_mmdf.__version__, "format": "JSON (RFC 8259), ASCII"}
-        self._outlet = transport.outlet(StreamDescription(name, "Health", name, 0.0, "string", (channel,), extra))
+        self.stream = StreamDescription(name, "Health", name, 0.0, "string", (channel,), extra)
+        self._outlet = transport.outlet(self.stream)
 
     def publish(self, report: Mapping[str, Any]) -> str:
         """Publish a report with the stamp of now; returns the text."""

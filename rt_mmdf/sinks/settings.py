@@ -6,7 +6,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from rt_mmdf.core.settings import Settings
 
@@ -50,6 +50,33 @@ class FileSettings(Settings):
     """Length of each; so much is held in memory: 5124 sources at 1 kHz take 20 MB a second."""
 
 
+class RecordSettings(Settings):
+    """The section ``[output.record]``: what came in and what was made of it, in one XDF file."""
+
+    file: Path
+    """With the ending ``.xdf``; beside it a description is written, ending in ``.json``."""
+    overwrite: bool = False
+    """Replace a file that is there; otherwise that is an error."""
+    estimates: Literal["reduced", "full", "none"] = "reduced"
+    """Source estimates: at `estimates_hz`, all of them (5124 sources at 1 kHz are 74 GB/h), or none."""
+    estimates_hz: float = Field(default=20.0, gt=0)
+    """Highest rate of the reduced ones: 5124 sources at 20 Hz are 1.5 GB/h."""
+    reduction: Reduction = Reduction.LATEST
+    """What one of them says about those before it, as in ``[output.estimates]``."""
+
+    @field_validator("file")
+    @classmethod
+    def _xdf(cls, file: Path) -> Path:
+        if file.suffix.lower() != ".xdf":
+            raise ValueError("a name that ends in .xdf is expected")
+        return file
+
+    @property
+    def description_file(self) -> Path:
+        """What the recording is of, as JSON."""
+        return self.file.with_suffix(".json")
+
+
 class OutputSettings(Settings):
     """The section ``[output]``."""
 
@@ -59,3 +86,4 @@ class OutputSettings(Settings):
     marks: bool = True
     """Listen to operator marks (see `rt_mmdf.sinks.marks`)."""
     files: FileSettings | None = None
+    record: RecordSettings | None = None

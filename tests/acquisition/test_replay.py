@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -289,3 +290,27 @@ def test_the_log_is_written_with_its_pushes(tmp_path: Path) -> None:
 def test_the_defaults_of_one_stream_are_real_time_blocks_of_ten() -> None:
     assert ReplayStreamSettings().chunk == 10
     assert settings().speed == 1.0
+
+
+@given(seed=st.integers(0, 1000), chunk=st.integers(1, 40), loop=st.integers(1, 3))
+@hypothesis_settings(max_examples=20, deadline=None)
+def test_what_was_recorded_at_its_own_times_is_played_at_them(seed: int, chunk: int, loop: int) -> None:
+    """Drift, jitter and holes as they were; the other stream stays in step."""
+    steps = np.random.default_rng(seed).exponential(1 / SFREQ, N_TIMES)
+    own = np.cumsum(steps) - steps[0]
+    times = {EEG: own, MEG: own[-1] * np.arange(N_TIMES) / (N_TIMES - 1)}
+    played = Played(settings(eeg={"chunk": chunk}, meg={"chunk": 7}, loop=loop), replace(RECORDING, times=times))
+    period = own[-1] + 1 / SFREQ
+    for modality in (EEG, MEG):
+        wanted = played.t0 + np.concatenate([times[modality] + lap * period for lap in range(loop)])
+        np.testing.assert_allclose(played.stamps[modality], wanted, rtol=0, atol=1e-9)
+        n = 0
+        for at, count in played.arrived[modality]:
+            n += count
+            assert at >= wanted[n - 1] - 1e-9  # never before it exists
+
+
+def test_resampling_what_has_its_own_times_is_refused() -> None:
+    times = dict.fromkeys((EEG, MEG), np.arange(N_TIMES) / SFREQ)
+    with pytest.raises(ConfigurationError, match=r"eeg\.sfreq is given, but this recording is played at the times"):
+        Played(settings(eeg={"sfreq": 100.0}), replace(RECORDING, times=times))

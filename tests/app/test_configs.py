@@ -13,7 +13,7 @@ from rt_mmdf.acquisition.replay import ReplaySettings
 from rt_mmdf.app.settings import AverageSettings, SessionSettings
 from rt_mmdf.core.channels import Modality
 from rt_mmdf.core.settings import load_settings, validate_settings
-from rt_mmdf.sinks.settings import FileSettings, SensorStreamSettings
+from rt_mmdf.sinks.settings import FileSettings, RecordSettings, SensorStreamSettings
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted(path for path in CONFIGS.glob("*.toml") if not path.name.startswith("train_"))  # those: tests/training
@@ -56,7 +56,7 @@ def test_the_commented_example_has_every_key_with_its_default() -> None:
                 found |= keys(value, f"{at}{key}.")
         return found
 
-    sections = {"files": FileSettings, "sensors": SensorStreamSettings}
+    sections = {"files": FileSettings, "sensors": SensorStreamSettings, "record": RecordSettings}
     output = {name: dict.fromkeys(kind.model_fields, 0) for name, kind in sections.items()}
     update = {
         "output": plain.output.model_copy(update=output),

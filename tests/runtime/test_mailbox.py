@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rt_mmdf.runtime.mailbox import Mailbox, NewestValue, Signal
+from rt_mmdf.runtime.mailbox import Backlog, Mailbox, NewestValue, Signal
 
 
 @given(capacity=st.integers(1, 6), steps=st.lists(st.sampled_from(["put", "take", "take_all"]), max_size=40))
@@ -87,3 +87,28 @@ def test_the_newest_value_is_the_last_one_put() -> None:
     cell.put(1)
     cell.put(2)
     assert (cell.get(), cell.get()) == (2, 2)
+
+
+@given(capacity=st.integers(1, 12), steps=st.lists(st.one_of(st.none(), st.tuples(st.integers(0, 15), st.integers(1, 4)))))
+def test_a_backlog_never_weighs_more_than_it_may_and_counts_what_it_pushes_out(
+    capacity: int, steps: list[tuple[int, int] | None]
+) -> None:
+    backlog: Backlog[int] = Backlog(capacity)
+    model: list[tuple[int, int, int]] = []
+    dropped = 0
+    for number, step in enumerate(steps):
+        if step is None:
+            assert backlog.take_all() == [value for value, _, _ in model]
+            model = []
+        else:
+            backlog.put(number, *step)
+            model.append((number, *step))
+            while sum(weight for _, weight, _ in model) > capacity:
+                dropped += model.pop(0)[2]
+        assert backlog.n_waiting == sum(n for _, _, n in model)
+        assert backlog.n_dropped == dropped
+
+
+def test_a_backlog_without_room_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        Backlog(0)
