@@ -7,6 +7,19 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
+LARGE = 256 * 1024
+
+
+def give_large_blocks_back() -> None:
+    """Large arrays are the system's again as soon as they are freed, whatever came before (glibc only).
+
+    glibc raises the size from which that is so to the largest block that was ever freed, up to 32 MB: then a backlog that is
+    worked through once stays with the process in pieces.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)
+
 
 @contextmanager
 def settled_memory() -> Iterator[None]:

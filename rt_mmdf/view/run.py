@@ -13,6 +13,7 @@ from PySide6.QtWidgets import QApplication
 
 from rt_mmdf.core.errors import SinkError, StreamNotFound, ViewError
 from rt_mmdf.lsl.interface import Transport
+from rt_mmdf.runtime.memory import give_large_blocks_back
 from rt_mmdf.view.feed import Feed
 from rt_mmdf.view.preferences import PreferencesStore
 from rt_mmdf.view.settings import ViewSettings
@@ -44,6 +45,7 @@ def run_view(
     StreamNotFound, SinkError
         Headless: no engine, no estimate of it within `settings.wait_s`, or what was asked for could not be written.
     """
+    give_large_blocks_back()
     app = application()
     store = store or PreferencesStore()
     if settings.headless is not None:
