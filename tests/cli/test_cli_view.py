@@ -192,6 +192,7 @@ def test_monitor_opens_a_window_on_its_own_engine_and_head(
         """Ends at once."""
 
         seconds_running, newest_status, optional = 9.0, NewestValue[Any](), SimpleNamespace(published=())
+        recorder = None
 
         def __init__(self, *given: Any, **more: Any) -> None:
             assert not beside.open  # what cannot begin opens no window

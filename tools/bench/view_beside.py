@@ -78,8 +78,10 @@ def run_engine(prefix: str, out: Path) -> None:
 def run_view(prefix: str, out: Path) -> None:
     """The window, until standard input is closed; tells of its first picture."""
     from rt_mmdf.lsl.network import NetworkTransport
+    from rt_mmdf.runtime.memory import give_large_blocks_back
     from rt_mmdf.view.feed import Feed
 
+    give_large_blocks_back()
     transport = NetworkTransport()
     with Feed(transport, f"{prefix}-engine") as feed:
         from PySide6.QtCore import QSocketNotifier, QTimer
