@@ -15,6 +15,7 @@ from rt_mmdf.acquisition.recording import read_recording
 from rt_mmdf.app.imaging import Progress
 from rt_mmdf.core.channels import ChannelType, Modality
 from rt_mmdf.core.errors import StreamError
+from rt_mmdf.runtime import processes
 from rt_mmdf.solvers.artefact import find_model, load_artefact
 
 END_S = 10.0
@@ -109,24 +110,15 @@ class ReplayProcess:
 
     def stop(self) -> dict[str, Any]:
         """End it and return its log of what it sent."""
-        self._terminate()
+        processes.end(self._process, END_S)
         try:
             log: dict[str, Any] = json.loads(self.log_file.read_text())
         except (OSError, ValueError) as error:
             raise StreamError(f"{self._who}: the replay process left no log ({error}): {self._last_words()}") from error
         return log
 
-    def _terminate(self) -> None:
-        if self._process.poll() is None:
-            self._process.terminate()
-        try:
-            self._process.wait(END_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-
     def __enter__(self) -> ReplayProcess:
         return self
 
     def __exit__(self, *unused: object) -> None:
-        self._terminate()
+        processes.end(self._process, END_S)

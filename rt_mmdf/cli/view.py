@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from rt_mmdf.cli.console import ERR
+from rt_mmdf.runtime import processes
 
 END_S = 10.0
 MAX_WORDS = 2000
@@ -159,13 +160,7 @@ def view_beside(name: str, head: Path | None = None, *, wanted: bool = True) -> 
             yield
         finally:
             ended_by_itself = process.poll() is not None
-            if not ended_by_itself:
-                process.terminate()
-            try:
-                process.wait(END_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            processes.end(process, END_S)
             if ended_by_itself and process.returncode != 0:
                 said.seek(0)
                 words = said.read().decode(errors="replace").strip()[-MAX_WORDS:]

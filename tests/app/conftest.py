@@ -205,6 +205,16 @@ class Lab:
             if part is not None:
                 part.step()
 
+    def round(self, session: Session, step: int) -> None:
+        """What the workers of a session do, without the threads: every 25th time they ask for the clocks."""
+        for receiver in session.intake.receivers.values():
+            receiver.step()
+        if step % 25 == 1:
+            for _ in session.intake.receivers:
+                session.intake.watch.step()
+        session._pump()
+        self.pump_optional(session)
+
     def run(self, session: Session) -> None:
         """Send everything that was published, and stop the session."""
         for _ in self.steps(session):
@@ -223,13 +233,7 @@ class Lab:
                     if stop > sent[i]:
                         outlet.push(data[sent[i] : stop], stamps(began + times[sent[i] : stop]))
                         sent[i] = stop
-                for receiver in session.intake.receivers.values():
-                    receiver.step()
-                if step % 25 == 1:
-                    for _ in session.intake.receivers:
-                        session.intake.watch.step()
-                session._pump()
-                self.pump_optional(session)
+                self.round(session, step)
                 for look in self.looks:
                     look(step / 50)
                 yield step / 50

@@ -8,7 +8,6 @@ from pathlib import Path
 import mne
 import numpy as np
 import pytest
-import torch
 from typer.testing import CliRunner
 
 from rt_mmdf.app.export import REPORT, export_model
@@ -17,33 +16,12 @@ from rt_mmdf.backends.interface import BACKENDS, MOMENTS, SAMPLES
 from rt_mmdf.backends.onnxruntime_backend import OnnxRuntimeRunner
 from rt_mmdf.cli.main import app
 from rt_mmdf.core.errors import ConfigurationError, SinkError, SolverError
-from rt_mmdf.headmodel.head import HeadModel
-from rt_mmdf.headmodel.noise import ad_hoc_noise_cov
-from rt_mmdf.headmodel.whitener import make_whitener
-from rt_mmdf.networks.build import build_network
-from rt_mmdf.solvers.artefact import Artefact, load_artefact, save_artefact
-from rt_mmdf.solvers.forward_arrays import forward_arrays
-
-OPTIONS = {
-    "mmdf": {"hidden": 8},
-    "fusion": {"n_times": 20, "width": 8, "n_blocks": 1, "n_nodes": 64, "n_likely": 32, "k": 40},
-}
+from rt_mmdf.solvers.artefact import Artefact, load_artefact
 
 
 @pytest.fixture(scope="module")
-def artefacts(template_head_ico3: HeadModel, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artefact]:
-    head, noise_cov = template_head_ico3, ad_hoc_noise_cov(template_head_ico3.channels)
-    whitener = make_whitener(head.channels, head.ch_names, head.info, noise_cov)
-    made = {}
-    for kind, options in OPTIONS.items():
-        torch.manual_seed(2)
-        network = build_network(kind, options, forward_arrays(head, whitener, head.ch_names))
-        with torch.no_grad():
-            for values in network.parameters():
-                values += 0.02 * torch.randn_like(values)
-        folder = tmp_path_factory.mktemp("models") / kind
-        made[kind] = save_artefact(folder, network, head, noise_cov, name=f"tiny-{kind}", card="")
-    return made
+def artefacts(models: Path) -> dict[str, Artefact]:
+    return {kind: load_artefact(models / kind) for kind in ("mmdf", "fusion")}
 
 
 @pytest.mark.parametrize("kind", ["mmdf", "fusion"])

@@ -146,13 +146,7 @@ def replayed(lab: Lab, content: dict[str, Any], path: Path) -> tuple[Session, li
             lab.clock.advance(1 / 50)
             while replay.advance() <= lab.clock.now():
                 pass
-            for receiver in session.intake.receivers.values():
-                receiver.step()
-            if step % 25 == 1:
-                for _ in session.intake.receivers:
-                    session.intake.watch.step()
-            session._pump()
-            lab.pump_optional(session)
+            lab.round(session, step)
     finally:
         session.stop()
         replay.close()

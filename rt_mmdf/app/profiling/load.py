@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from rt_mmdf.runtime import processes
 from rt_mmdf.runtime.telemetry import ProcessLoad
 
 SMI_INTERVAL_MS = 500
@@ -141,12 +142,7 @@ class _Smi(_NoGpu):
         return percent, used
 
     def close(self) -> None:
-        self._process.terminate()
-        try:
-            self._process.wait(SMI_END_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        processes.end(self._process, SMI_END_S)
         self._file.close()
 
 
