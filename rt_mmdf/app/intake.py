@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rt_mmdf.acquisition.clockwatch import ClockWatch
+from rt_mmdf.acquisition.device_lag import lag_of
 from rt_mmdf.acquisition.receiver import Receiver, survey
 from rt_mmdf.alignment.grid import AlignedHop, Aligner, StreamSpec
 from rt_mmdf.app.settings import SessionSettings
@@ -19,6 +21,8 @@ from rt_mmdf.core.errors import ConfigurationError, StreamError
 from rt_mmdf.lsl.interface import Clock, Transport
 from rt_mmdf.runtime.mailbox import Signal
 from rt_mmdf.runtime.worker import Worker
+
+logger = logging.getLogger(__name__)
 
 LOOK_ANYWAY_S = 0.02  # clocks go on, and a stream that has gone silent is given up, even when nothing can be made
 
@@ -77,6 +81,8 @@ class Intake:
     ----------
     hop : int
         Samples of the grid in one hop.
+    lags : dict of Modality to DeviceLag
+        What is known of each device's own lag; it is subtracted in the alignment.
     overwritten : int
         Samples that the receivers' rings lost because nobody took them in time.
     """
@@ -98,8 +104,33 @@ class Intake:
         self._clock = clock
         self._rows = {m: _rows_of(receiver.channels, m, channels) for m, receiver in receivers.items()}
         self._in_use = {m: receiver for m, receiver in receivers.items() if len(self._rows[m])}
+        self.lags = {m: lag_of(receiver.settings, receiver.description) for m, receiver in receivers.items()}
+        for m, lag in self.lags.items():
+            if lag.problem:
+                logger.warning(
+                    "acquisition.%s.lag_ms is not used, so the lag of this device is unknown: it was %s. Measure it anew "
+                    "(rt-mmdf calibrate --sync), or delete lag_device where it is the same device under another name.",
+                    m,
+                    lag.problem,
+                )
+            if (drift := receivers[m].settings.lag_drift_ppm) is not None and lag.lag_ms is not None:
+                logger.warning(
+                    "acquisition.%s: its lag drifted by %+.0f ppm (%+.1f ms a minute) while it was measured, so lag_ms = %g "
+                    "held at that time only. Correct its stamps, or do without them: stamps = 'arrival'.",
+                    m,
+                    drift,
+                    drift * 0.06,
+                    lag.lag_ms,
+                )
         specs = [
-            StreamSpec(m, receiver.channels.pick(self._rows[m]), receiver.sfreq, receiver.settings.stamps)
+            StreamSpec(
+                m,
+                receiver.channels.pick(self._rows[m]),
+                receiver.sfreq,
+                receiver.settings.stamps,
+                lag_s=self.lags[m].seconds,
+                lag_uncertainty_s=1e-3 * (self.lags[m].lag_uncertainty_ms or 0.0),
+            )
             for m, receiver in self._in_use.items()
         ]
         self.sfreq = grid_rate(settings, (spec.sfreq for spec in specs))
