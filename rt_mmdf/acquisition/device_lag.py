@@ -23,12 +23,14 @@ class DeviceLag:
     lag_against : what it was measured against: the label of another stream (whose own lag it then leaves open), or words;
         None: not stated
     problem : why a lag that is configured is not used; empty where there is nothing wrong
+    by_arrival : its stamps are not used, see `rt_mmdf.alignment.arrival`: what is unknown includes the way of its samples
     """
 
     lag_ms: float | None = None
     lag_uncertainty_ms: float | None = None
     lag_against: str | None = None
     problem: str = ""
+    by_arrival: bool = False
 
     @property
     def seconds(self) -> float:
@@ -37,26 +39,30 @@ class DeviceLag:
 
     def __str__(self) -> str:
         if self.lag_ms is None:
-            return f"{UNKNOWN} ({self.problem})" if self.problem else UNKNOWN
+            why = [self.problem, "timed by arrivals, whose delay is in it" if self.by_arrival else ""]
+            said = "; ".join(part for part in why if part)
+            return f"{UNKNOWN} ({said})" if said else UNKNOWN
         words = f"{self.lag_ms:+.1f} ms"
         if self.lag_uncertainty_ms is not None:
             words += f" ±{self.lag_uncertainty_ms:.2g}"
         return words if self.lag_against is None else f"{words} against {self.lag_against}"
 
 
-def device_of(stream: StreamDescription) -> str:
-    """The device behind a stream, as far as LSL tells one from another: name and source id."""
-    return f"{stream.name} / {stream.source_id}"
+def device_of(settings: StreamSettings, stream: StreamDescription) -> str:
+    """The device behind a stream, as far as LSL tells one from another, and how its times are made: the lag hangs on both."""
+    habit = "" if settings.stamps == "per_sample" else f" / {settings.stamps}"
+    return f"{stream.name} / {stream.source_id}{habit}"
 
 
 def lag_of(settings: StreamSettings, stream: StreamDescription) -> DeviceLag:
     """The lag that is configured, if it was measured with this very device; that of another device is not used."""
+    by_arrival = settings.stamps == "arrival"
     if settings.lag_ms is None:
-        return DeviceLag()
-    device = device_of(stream)
+        return DeviceLag(by_arrival=by_arrival)
+    device = device_of(settings, stream)
     if settings.lag_device not in (None, device):
-        return DeviceLag(problem=f"measured with {settings.lag_device!r}, this is {device!r}")
-    return DeviceLag(settings.lag_ms, settings.lag_uncertainty_ms, settings.lag_against)
+        return DeviceLag(problem=f"measured with {settings.lag_device!r}, this is {device!r}", by_arrival=by_arrival)
+    return DeviceLag(settings.lag_ms, settings.lag_uncertainty_ms, settings.lag_against, by_arrival=by_arrival)
 
 
 def tell_lags(lags: Mapping[Modality, DeviceLag]) -> str:
@@ -64,9 +70,9 @@ def tell_lags(lags: Mapping[Modality, DeviceLag]) -> str:
 
     A lag against another stream is the difference of the two: what both have in common stays unknown, and it says so.
     """
-    if not any(lag.lag_ms is not None or lag.problem for lag in lags.values()):
+    if all(str(lag) == UNKNOWN for lag in lags.values()):
         return UNKNOWN
     references = {lag.lag_against for lag in lags.values() if lag.lag_ms is not None}
-    open_ended = {label for label in references if label in lags and lags[label].lag_ms is None and not lags[label].problem}
+    open_ended = [label for label, lag in lags.items() if label in references and str(lag) == UNKNOWN]
     parts = [f"{label} {lag}" for label, lag in lags.items() if label not in open_ended]
     return ", ".join(parts) + (COMMON_UNKNOWN if open_ended else "")

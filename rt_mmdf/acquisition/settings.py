@@ -50,7 +50,8 @@ class StreamSettings(Settings):
     lag_measured : date | None
         When.
     lag_device : str | None
-        With which device, ``"NAME / SOURCE_ID"``: for another one the lag is not used, with a warning. None: for any.
+        With which device, ``"NAME / SOURCE_ID"``, and which `stamps` where they are not per sample (``"NAME / SOURCE_ID /
+        arrival"``): for another one the lag is not used, with a warning. None: for any.
     resolve_timeout_s : float
         How long to look for the stream at the start.
     buffer_s : float

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from rt_mmdf.alignment.arrival import ArrivalTimeline
 from rt_mmdf.alignment.resampler import FractionalResampler
-from rt_mmdf.alignment.time_map import SenderClock, TimeMap
+from rt_mmdf.alignment.time_map import OwnClock, SenderClock, TimeMap
 from rt_mmdf.alignment.timeline import Stamping, Timeline
 from rt_mmdf.core.blocks import MISSING, Flag, Float32, Float64, RawBlock, SensorBlock
 from rt_mmdf.core.channels import Channels, Modality
@@ -44,6 +45,7 @@ REPORT_INTERVAL_S = 0.25
 class StreamSpec:
     """What the aligner must know of one stream.
 
+    stamping : what a stamp means, see `Timeline`; ``"arrival"``: nothing, times are those of `ArrivalTimeline`
     lag_s : the device's own lag, seconds: what carries the stamp t happened at ``t - lag_s``
     lag_uncertainty_s : two standard deviations of it
     """
@@ -51,7 +53,7 @@ class StreamSpec:
     modality: Modality
     channels: Channels
     sfreq: float
-    stamping: Stamping = "per_sample"
+    stamping: Stamping | Literal["arrival"] = "per_sample"
     lag_s: float = 0.0
     lag_uncertainty_s: float = 0.0
 
@@ -98,8 +100,13 @@ class _Lane:
 
     def __init__(self, spec: StreamSpec, settings: AlignmentSettings, grid_sfreq: float, keep_map: bool) -> None:
         self.spec = spec
-        self.timeline = Timeline(spec.sfreq, spec.stamping, f"the {spec.modality.upper()} stream")
-        self.clock = SenderClock()
+        name = f"the {spec.modality.upper()} stream"
+        self.timeline: Timeline | ArrivalTimeline
+        self.clock: SenderClock
+        if spec.stamping == "arrival":
+            self.timeline, self.clock = ArrivalTimeline(spec.sfreq, name), OwnClock()
+        else:
+            self.timeline, self.clock = Timeline(spec.sfreq, spec.stamping, name), SenderClock()
         self.map = TimeMap(spec.sfreq, history=None if keep_map else 600)
         self.resampler = None
         if settings.grid == "clock":
@@ -163,7 +170,7 @@ class _Lane:
             if self.mapped and self.base <= self.needed < self.stop - self._room // 4:
                 return  # the grid has not come so far: what it needs must not be overtaken
             block = self._undecided
-            placement = self.timeline.place(block.stamps)
+            placement = self.timeline.place(block.received if self.spec.stamping == "arrival" else block.stamps)
             if len(placement.keep):
                 if self.timeline.epoch != self._epoch:
                     self._epoch = self.timeline.epoch
