@@ -49,7 +49,7 @@ class DeviceLag:
 
 
 def device_of(settings: StreamSettings, stream: StreamDescription) -> str:
-    """The device behind a stream, as far as LSL tells one from another, and how its times are made: the lag hangs on both."""
+    """The device behind a stream, as far as LSL tells one from another, and how its times are made: a lag hangs on both."""
     habit = "" if settings.stamps == "per_sample" else f" / {settings.stamps}"
     return f"{stream.name} / {stream.source_id}{habit}"
 
