@@ -15,13 +15,17 @@ from __future__ import annotations
 
 import math
 from array import array
+from typing import Literal
 
 import numpy as np
 
 from rt_mmdf.alignment.line_fit import Line, median
 from rt_mmdf.alignment.rate_check import RateCheck
-from rt_mmdf.alignment.timeline import Placement, TimelineCounts, wrong_rate
+from rt_mmdf.alignment.time_map import OwnClock, SenderClock
+from rt_mmdf.alignment.timeline import Placement, Stamping, Timeline, TimelineCounts, wrong_rate
 from rt_mmdf.core.blocks import Float64
+
+Timing = Stamping | Literal["arrival"]
 
 LEARN_S = 2.0  # of arrivals, the best of which begins the line
 FEW_ARRIVALS = 4  # and at least so many pulls, in at most ten times as long
@@ -248,6 +252,23 @@ class ArrivalTimeline:
                 self._x[k] += missing / self.sfreq
                 self._y[k] -= missing / self.sfreq
             return
+
+
+def timeline_of(timing: Timing, sfreq: float, name: str) -> tuple[Timeline | ArrivalTimeline, SenderClock]:
+    """What numbers the samples of a stream, and the clock that its times are on.
+
+    Parameters
+    ----------
+    timing : str
+        What a stamp means, see `Timeline`; or ``"arrival"``: nothing, and the clock is this machine's.
+    sfreq : float
+        Nominal sampling rate, Hz.
+    name : str
+        Of the stream, for messages.
+    """
+    if timing == "arrival":
+        return ArrivalTimeline(sfreq, name), OwnClock()
+    return Timeline(sfreq, timing, name), SenderClock()
 
 
 def least_above(line: Line, x: Float64, y: Float64) -> float:

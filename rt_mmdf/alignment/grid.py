@@ -10,10 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from rt_mmdf.alignment.arrival import ArrivalTimeline
+from rt_mmdf.alignment.arrival import Timing, timeline_of
 from rt_mmdf.alignment.resampler import FractionalResampler
-from rt_mmdf.alignment.time_map import OwnClock, SenderClock, TimeMap
-from rt_mmdf.alignment.timeline import Stamping, Timeline
+from rt_mmdf.alignment.time_map import TimeMap
 from rt_mmdf.core.blocks import MISSING, Flag, Float32, Float64, RawBlock, SensorBlock
 from rt_mmdf.core.channels import Channels, Modality
 from rt_mmdf.core.errors import ConfigurationError
@@ -45,7 +44,7 @@ REPORT_INTERVAL_S = 0.25
 class StreamSpec:
     """What the aligner must know of one stream.
 
-    stamping : what a stamp means, see `Timeline`; ``"arrival"``: nothing, times are those of `ArrivalTimeline`
+    stamping : what a stamp means, see `timeline_of`
     lag_s : the device's own lag, seconds: what carries the stamp t happened at ``t - lag_s``
     lag_uncertainty_s : two standard deviations of it
     """
@@ -53,7 +52,7 @@ class StreamSpec:
     modality: Modality
     channels: Channels
     sfreq: float
-    stamping: Stamping | Literal["arrival"] = "per_sample"
+    stamping: Timing = "per_sample"
     lag_s: float = 0.0
     lag_uncertainty_s: float = 0.0
 
@@ -100,13 +99,7 @@ class _Lane:
 
     def __init__(self, spec: StreamSpec, settings: AlignmentSettings, grid_sfreq: float, keep_map: bool) -> None:
         self.spec = spec
-        name = f"the {spec.modality.upper()} stream"
-        self.timeline: Timeline | ArrivalTimeline
-        self.clock: SenderClock
-        if spec.stamping == "arrival":
-            self.timeline, self.clock = ArrivalTimeline(spec.sfreq, name), OwnClock()
-        else:
-            self.timeline, self.clock = Timeline(spec.sfreq, spec.stamping, name), SenderClock()
+        self.timeline, self.clock = timeline_of(spec.stamping, spec.sfreq, f"the {spec.modality.upper()} stream")
         self.map = TimeMap(spec.sfreq, history=None if keep_map else 600)
         self.resampler = None
         if settings.grid == "clock":

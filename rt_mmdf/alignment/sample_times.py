@@ -7,15 +7,14 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from rt_mmdf.alignment.arrival import ArrivalTimeline
-from rt_mmdf.alignment.time_map import OwnClock, SenderClock, TimeMap
-from rt_mmdf.alignment.timeline import Stamping, Timeline
+from rt_mmdf.alignment.arrival import Timing, timeline_of
+from rt_mmdf.alignment.time_map import TimeMap
 from rt_mmdf.core.blocks import Float64, RawBlock
 from rt_mmdf.lsl.interface import ClockOffset
 
 
 class SampleTimes:
-    """Numbers and times one channel of a stream, as a lane of the `Aligner` does, without a grid, and without the device's lag.
+    """Numbers and times one channel of a stream, as the `Aligner` does, without a grid, and without the device's lag.
 
     Samples before the sender's clock was set are forgotten: their times cannot be compared.
 
@@ -24,20 +23,15 @@ class SampleTimes:
     sfreq : float
         Nominal sampling rate, Hz.
     stamping : str
-        See `StreamSpec`.
+        See `timeline_of`.
     name : str
         Of the stream, for messages.
     """
 
-    def __init__(self, sfreq: float, stamping: Stamping | str, name: str) -> None:
+    def __init__(self, sfreq: float, stamping: Timing, name: str) -> None:
         self.sfreq = sfreq
         self._by_arrival = stamping == "arrival"
-        self._timeline: Timeline | ArrivalTimeline
-        self._clock: SenderClock
-        if stamping == "arrival":
-            self._timeline, self._clock = ArrivalTimeline(sfreq, name), OwnClock()
-        else:
-            self._timeline, self._clock = Timeline(sfreq, stamping, name), SenderClock()  # type: ignore[arg-type]
+        self._timeline, self._clock = timeline_of(stamping, sfreq, name)
         self._map = TimeMap(sfreq, history=None)
         self._epoch = 0
         self._waiting: list[tuple[Float64, Float64]] = []
@@ -54,10 +48,10 @@ class SampleTimes:
         """Take a measurement of the sender's clock."""
         self._clock.add(measured)
 
-    def add(self, block: RawBlock) -> None:
-        """Take samples; the first channel is kept."""
+    def add(self, block: RawBlock, row: int = 0) -> None:
+        """Take samples, of which one channel is kept."""
         stamps = block.received if self._by_arrival else block.stamps
-        self._waiting.append((stamps, block.data[0].astype(np.float64)))
+        self._waiting.append((stamps, block.data[row].astype(np.float64)))
         if not self._clock.ready:
             return
         stamps, values = (np.concatenate(parts) for parts in zip(*self._waiting, strict=True))
