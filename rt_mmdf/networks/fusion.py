@@ -406,11 +406,12 @@ class FusionNetwork(SourceNetwork):
         both, mesh = prepared.both, prepared.mesh
         likely = both.atoms[prior.atoms]
         dual = torch.cholesky_inverse(torch.linalg.cholesky(self._data_cov(prior, prepared, likely))[0])
-        first = self._blended(torch.eye(len(both.basis)).to(dual), prior, prepared) @ (dual * torch.exp(self.restored))
-        # what is left is the prior covariance of sources and data
+        # covariance of sources and data under the prior: the ground, and the patches
         weights = likely[0] * (prior.power / prepared.norms[prior.atoms]).T  # (m, k)
-        kernel = prepared.points * (prior.ground / mesh.n_sources)
-        return first, (kernel + mesh.spread(prior.atoms[0]) @ weights).T
+        cross = prepared.points * (prior.ground / mesh.n_sources) + mesh.spread(prior.atoms[0]) @ weights
+        # not to be left to the samples: they would lose digits, since what enters the product nearly cancels
+        kernel = cross @ (dual * torch.exp(self.restored))
+        return self._blended(torch.eye(len(both.basis)).to(dual), prior, prepared), kernel.T
 
     @torch.no_grad()
     def deviation(self, prior: Prior, prepared: PreparedFusion) -> Tensor:
