@@ -29,8 +29,9 @@ JSON in ASCII; a number that is not known is ``null``. Times are seconds on the 
 ``budget``
     ``measured``: null, or what the chain took before the start: ``solver``, ``hop_ms``, ``n_hops``, ``median_ms``,
     ``mean_ms``, ``p99_ms``; ``lowered``: what was changed at the start (texts); ``warning``: null, or why the budget may not
-    be kept; ``when_late`` (``skip`` or ``fallback``); ``fallback_hops`` (imaged by it); ``fallback``: null, or ``solver``,
-    ``active``, ``changes``, ``changed_at`` (null before the first), ``return_after_s``
+    be kept; ``when_late`` (``skip``, ``join`` or ``fallback``); ``joined_hops`` (that had waited, and were imaged several in
+    one call); ``fallback_hops`` (imaged by it); ``fallback``: null, or ``solver``, ``active``, ``changes``, ``changed_at``
+    (null before the first), ``return_after_s``
 ``latency_ms``
     of the last 1000 hops: for each of ``receive``, ``align``, ``preprocess``, ``solve``, ``publish`` (the stages),
     ``software`` (received to published), ``lateness`` (published less the intended time of the hop: what the budget is
