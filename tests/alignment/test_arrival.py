@@ -66,7 +66,7 @@ def test_within_2_ms_through_jitter_of_20_ms(
 ) -> None:
     true, received = arrivals(sfreq, chunk, drift, 40, seed=seed, **{jitter[0]: jitter[1]})
     times, timeline, claimed = placed(received, sfreq)
-    late = true[: len(times)] > BEGIN + 15
+    late = true[: len(times)] > BEGIN + 25  # blocks of 28 at 250 Hz are 9 arrivals a second: 20 ms take a while to fill
     error = np.abs(times - true[: len(times)])[late]
     assert error.max() < 2e-3
     assert (error <= claimed[late]).mean() > 0.5  # most runs: over all of them see below
