@@ -20,6 +20,9 @@ import pytest
 from rt_mmdf.app.settings import SessionSettings
 from rt_mmdf.core.settings import load_settings
 from rt_mmdf.headmodel.head import HeadModel
+from rt_mmdf.lsl.interface import ChannelDescription, StreamDescription
+from rt_mmdf.lsl.network import NetworkTransport
+from rt_mmdf.runtime.mailbox import Signal
 
 pytestmark = [
     pytest.mark.lsl,
@@ -28,7 +31,7 @@ pytestmark = [
 ]
 
 SENDER = Path(__file__).with_name("sending_device.py")
-LAG_S, DRIFT = 0.0423, 80e-6
+LAG_S, DRIFT, MEG_LAG_S = 0.0423, 80e-6, 0.0071
 UNITS = {"eeg": "uV", "mag": "fT", "grad": "fT/cm"}
 
 
@@ -36,8 +39,9 @@ UNITS = {"eeg": "uV", "mag": "fT", "grad": "fT/cm"}
 def device(prefix: str, modality: str, head: HeadModel, shared: dict[str, Any], clock: str | None) -> Iterator[None]:
     """One device; under faketime with the clock of another computer, where that is installed."""
     names = [(n, t) for n, t in zip(head.channels.names, head.channels.types, strict=True) if t.modality == modality]
-    channels = [[name, kind, UNITS[kind]] for name, kind in names] + [["TRIGGER", "stim", ""]]
-    told = {"name": f"{prefix}-{modality.upper()}", "type": modality.upper(), "channels": channels, "flash": False} | shared
+    shown = ["PHOTO", "misc", ""] if shared["flash"] else ["TRIGGER", "stim", ""]
+    channels = [*([name, kind, UNITS[kind]] for name, kind in names), shown]
+    told = {"name": f"{prefix}-{modality.upper()}", "type": modality.upper(), "channels": channels} | shared
     words = [sys.executable, str(SENDER), json.dumps(told)]
     if clock is not None and shutil.which("faketime") is not None:
         words = ["faketime", "-f", clock, *words]
@@ -49,9 +53,33 @@ def device(prefix: str, modality: str, head: HeadModel, shared: dict[str, Any], 
     assert process.returncode == 0
 
 
-def run(*words: object) -> subprocess.CompletedProcess[str]:
+def begin_command(*words: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "rt_mmdf.cli", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """Standard output and error of a command that must succeed; it is gone afterwards."""
+    try:
+        out, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 0, err
+    return out, err
+
+
+@contextmanager
+def markers(name: str, times: np.ndarray) -> Iterator[Callable[[], None]]:
+    """A stimulus program: a stream of markers stamped in true time, and what sends those that are due."""
+    waiting = list(times)
+    description = StreamDescription(name, "Markers", name, 0.0, "string", (ChannelDescription("marker"),), {})
+    with NetworkTransport().outlet(description) as outlet:
+
+        def send() -> None:
+            while waiting and waiting[0] <= time.monotonic():
+                outlet.push(["flash"], waiting.pop(0))
+
+        yield send
 
 
 def test_20_triggers_tell_the_lag_to_a_millisecond_and_the_monitor_knows_it(
@@ -65,38 +93,51 @@ def test_20_triggers_tell_the_lag_to_a_millisecond_and_the_monitor_knows_it(
     begin = time.monotonic() + 0.5
     triggers = begin + np.cumsum(np.random.default_rng(2).uniform(0.25, 0.55, 400))
     shared = {"begin": begin, "triggers": triggers.tolist()}
-    eeg = shared | {"sfreq": 500.0, "lag_s": LAG_S, "drift": DRIFT}
-    meg = shared | {"sfreq": 1000.0, "lag_s": 0.0, "drift": 0.0}
-    head = template_head_ico3
-    with device(prefix, "eeg", head, eeg, "+100s x1.0001"), device(prefix, "meg", head, meg, None):
+    eeg = shared | {"sfreq": 500.0, "lag_s": LAG_S, "drift": DRIFT, "flash": False}
+    meg = shared | {"sfreq": 1000.0, "lag_s": MEG_LAG_S, "drift": 0.0, "flash": True}
+    head, report = template_head_ico3, tmp_path / "report.json"
+    with (
+        device(prefix, "eeg", head, eeg, "+100s x1.0001"),
+        device(prefix, "meg", head, meg, None),
+        markers(f"{prefix}-stim", triggers) as send,
+    ):
         started = time.monotonic()
-        measured = run("calibrate", config, "--sync")
-        assert measured.returncode == 0, measured.stderr
-        ended = time.monotonic()
-        report = tmp_path / "report.json"
-        monitored = run("monitor", config, "--seconds", 6, "--report", report, "--no-view")
-        assert monitored.returncode == 0, monitored.stderr
+        both = [
+            begin_command("calibrate", config, "--sync"),
+            begin_command("calibrate", config, "--sync", "--against-markers", f"{prefix}-stim", "--dry-run"),
+        ]
+        pause = Signal()
+        while any(process.poll() is None for process in both) and time.monotonic() < started + 100:
+            send()
+            pause.wait(0.02)
+        stopped = time.monotonic()
+        measured, in_true_time = (ended(process)[0] for process in both)
+        _, monitored = ended(begin_command("monitor", config, "--seconds", 6, "--report", report, "--no-view"))
     stored = load_settings(config, SessionSettings).acquisition["eeg"]
-    heard = triggers[(triggers > started) & (triggers < ended)]
-    truth_ms = 1e3 * (LAG_S + DRIFT * (heard.mean() - begin))  # the start and the end are known to a second: 0.08 ms
-    assert stored.lag_ms == pytest.approx(truth_ms, abs=1.0), measured.stdout
+    heard = triggers[(triggers > started) & (triggers < stopped)]
+    eeg_ms = 1e3 * (LAG_S + DRIFT * (heard.mean() - begin))  # the start and the end are known to some seconds: 0.2 ms
+    truth_ms = eeg_ms - 1e3 * MEG_LAG_S
+    assert stored.lag_ms == pytest.approx(truth_ms, abs=1.0), measured
     assert stored.lag_uncertainty_ms is not None
     assert stored.lag_uncertainty_ms < 1.0
-    assert abs(stored.lag_ms - truth_ms) < 2 * stored.lag_uncertainty_ms + 0.1
+    assert abs(stored.lag_ms - truth_ms) < 2 * stored.lag_uncertainty_ms + 0.2
     assert (stored.lag_against, stored.lag_device) == ("meg", f"{prefix}-EEG / {prefix}-EEG-sn1")
-    told = re.search(r"drift ([+-]\d+) ppm ±(\d+)", measured.stdout)
-    assert told is not None, measured.stdout
+    told = re.search(r"drift ([+-]\d+) ppm ±(\d+)", measured)
+    assert told is not None, measured
     assert abs(float(told[1]) - 1e6 * DRIFT) < 2 * float(told[2])
-    assert "common" in measured.stdout
+    assert "in common" in measured
+    absolute = dict(re.findall(rf"(EEG|MEG) .*lag ([+-][\d.]+) ms .* against markers {prefix}-stim", in_true_time))
+    assert float(absolute["EEG"]) == pytest.approx(eeg_ms, abs=1.0), in_true_time
+    assert float(absolute["MEG"]) == pytest.approx(1e3 * MEG_LAG_S, abs=1.0)
+    assert "in common" not in in_true_time
     left = [line for line in config.read_text().splitlines() if not line.startswith("lag_")]
     assert left == commented.splitlines()
     seen = json.loads(report.read_text())
     assert seen["device_lag"].startswith(f"eeg +{stored.lag_ms:.1f} ms ±")
     assert seen["device_lag"].endswith("against meg; common lag unknown")
-    assert f"device lag {seen['device_lag']}" in monitored.stderr  # the line of its status
-    assert "device lag" in monitored.stdout
+    assert f"device lag {seen['device_lag']}" in monitored  # the line of its status
     assert seen["estimates"] > 20
     assert seen["streams"]["eeg"]["missing"] < 0.1 * seen["hops"] * 40  # late for once is possible, for its lag it is not
     assert seen["streams"]["eeg"]["lag_ms"] == stored.lag_ms
-    # physics is no lateness: what lags by 42 ms is not late by 42 ms
-    assert seen["latency_by_stage_ms"]["age"]["p50"] > seen["latency_by_stage_ms"]["lateness"]["p50"] + 40
+    # physics is no lateness: what lags by 35 ms is not late by 35 ms
+    assert seen["latency_by_stage_ms"]["age"]["p50"] > seen["latency_by_stage_ms"]["lateness"]["p50"] + 34
