@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from contextlib import ExitStack
+from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -19,15 +21,18 @@ from rt_mmdf.alignment.sample_times import SampleTimes
 from rt_mmdf.alignment.shared_events import Difference, Events, pair_events
 from rt_mmdf.app import synchronisation
 from rt_mmdf.app.configuration_file import ConfigurationFile
+from rt_mmdf.app.intake import Intake, survey_streams
 from rt_mmdf.app.settings import SessionSettings
 from rt_mmdf.app.synchronisation import MeasuredLag, Triggers, as_settings, problem_of, trigger_channel
+from rt_mmdf.cli.live import known_lag
 from rt_mmdf.cli.main import app
 from rt_mmdf.core.blocks import RawBlock
 from rt_mmdf.core.channels import Modality
 from rt_mmdf.core.errors import ConfigurationError, SinkError
-from rt_mmdf.core.settings import load_settings
+from rt_mmdf.core.settings import load_settings, validate_settings
 from rt_mmdf.lsl.interface import ChannelDescription, ClockOffset, StreamDescription
 from rt_mmdf.lsl.memory import MemoryTransport
+from rt_mmdf.runtime.mailbox import Signal
 
 LAG = MeasuredLag(
     Modality.EEG, "BrainAmp / sn-1", "meg", 35.2123, 0.1234, Difference(35.2123e-3, 6e-5, 1e-5, 2e-5, 8e-4, 20), 22, 21
@@ -81,6 +86,30 @@ def test_what_does_not_go_together_is_refused(streams: set[str], triggers: Trigg
     settings = SessionSettings.model_validate({"acquisition": {name: {"name": name} for name in streams}})
     with pytest.raises(ConfigurationError, match=said):
         synchronisation.measure_lags(settings, MemoryTransport(), triggers)
+
+
+@pytest.mark.parametrize(("device", "used"), [("amp / amp", True), ("amp / another", False)])
+def test_a_session_does_not_use_the_lag_of_another_device(device: str, used: bool, caplog: pytest.LogCaptureFixture) -> None:
+    transport = MemoryTransport()
+    channels = tuple(ChannelDescription(f"EEG{k:03d}", "eeg", "uV") for k in range(1, 9))
+    transport.outlet(StreamDescription("amp", "EEG", "amp", 500.0, "float32", channels, {}))
+    content = {"acquisition": {"eeg": {"name": "amp", "lag_ms": 35.0, "lag_drift_ppm": 50.0, "lag_device": device}}}
+    settings = SessionSettings.model_validate(content)
+    with ExitStack() as resources:
+        names, _ = survey_streams(settings, transport)
+        intake = Intake.subscribe(settings, transport, names, Signal(), resources)
+    assert intake.lags[Modality.EEG].lag_ms == (35.0 if used else None)
+    assert ("is not used" in caplog.text) is not used
+    assert ("drifted by +50 ppm" in caplog.text) is used
+    assert known_lag({"streams": {"eeg": asdict(intake.lags[Modality.EEG])}}) is used
+
+
+@pytest.mark.parametrize("wrong", [{"lag_ms": 3.0}, {"stamps": "arrival"}])
+def test_markers_have_no_lag(wrong: dict[str, Any]) -> None:
+    content = {"acquisition": {"eeg": {"name": "a"}}, "average": {"markers": {"name": "m"} | wrong, "events": {"x": ["1"]}}}
+    content["average"] |= {"tmin_s": -0.1, "tmax_s": 0.4}
+    with pytest.raises(ConfigurationError, match="for sensors only"):
+        validate_settings(content, SessionSettings, where="here")
 
 
 def events(times: np.ndarray) -> Events:
