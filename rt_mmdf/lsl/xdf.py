@@ -354,10 +354,10 @@ class _Chunk:
         return int(struct.unpack("<I", file.read(4))[0])
 
 
-def _length_of(file: BinaryIO, path: Path) -> int:
+def _length_of(file: Any, path: Path) -> int:
     """Bytes of the content; of a packed file at most `MAX_UNPACKED`, ValueError otherwise."""
     if not isinstance(file, gzip.GzipFile):
-        return file.seek(0, io.SEEK_END)
+        return int(file.seek(0, io.SEEK_END))
     limit = min(MAX_UNPACKED, max(_FREE_BYTES, MAX_RATIO * path.stat().st_size))
     n_bytes = 0
     while block := file.read(_SEARCH_BYTES):

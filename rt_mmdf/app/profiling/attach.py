@@ -69,8 +69,9 @@ def attach(
     n_hops = seconds / (described["engine/hop_ms"] * 1e-3)
     if n_hops > MAX_HOPS:
         raise StreamDescriptionError(
-            f"profile --attach {name}: {found.name!r} on {found.hostname!r} says engine/hop_ms = {described['engine/hop_ms']:g}, "
-            f"which makes more than {MAX_HOPS:,} hops in {seconds:g} s. Listen for a shorter time."
+            f"profile --attach {name}: {found.name!r} on {found.hostname!r} says engine/hop_ms = "
+            f"{described['engine/hop_ms']:g}, which makes more than {MAX_HOPS:,} hops in {seconds:g} s. Listen for a "
+            "shorter time."
         )
     log = HopLog(math.ceil(n_hops) + SPARE_HOPS)
     reports: list[dict[str, Any]] = []
