@@ -77,7 +77,8 @@ class Receiver:
     are none), float32 in SI units, with raw stamps. Both count the same samples.
 
     A stream that vanishes is waited for: liblsl finds it again by its source id; without one it is looked for by the
-    settings. It must come back with the same channels, units and rate.
+    settings. It must come back with the same channels, units and rate. liblsl would take it from any host: where the
+    settings name one, it is looked for here.
 
     Parameters
     ----------
@@ -103,7 +104,9 @@ class Receiver:
         self.taps: list[Tap] = []
         self._transport = transport
         self._signal = signal
-        self._inlet: Inlet | None = transport.inlet(select_stream(transport, settings, label), buffer_s=settings.buffer_s)
+        self._inlet: Inlet | None = transport.inlet(
+            select_stream(transport, settings, label), buffer_s=settings.buffer_s, recover=settings.hostname is None
+        )
         self._description = self._inlet.description
         try:
             self._selection = interpret(self._description, settings, label)
@@ -203,7 +206,7 @@ class Receiver:
         if len(found) != 1:  # not back yet, or not to be told from another one
             return
         try:
-            inlet = self._transport.inlet(found[0], buffer_s=self.settings.buffer_s)
+            inlet = self._transport.inlet(found[0], buffer_s=self.settings.buffer_s, recover=self.settings.hostname is None)
         except StreamNotFound:
             return
         seen, expected = inlet.description, self._description
@@ -352,7 +355,8 @@ class MarkerReceiver:
         return "" if self._description is None else self._description.uid
 
     def _open(self, stream: StreamDescription) -> None:
-        self._inlet = self._transport.inlet(stream, buffer_s=self._settings.buffer_s)
+        pinned = self._settings.hostname is not None  # liblsl would take it from any host
+        self._inlet = self._transport.inlet(stream, buffer_s=self._settings.buffer_s, recover=not pinned)
         self.n_reconnected += self._description is not None
         self._description, self.problem = self._inlet.description, ""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rt_mmdf.acquisition.clockwatch import ClockWatch
+from rt_mmdf.acquisition.doubles import INTERVAL_S, Doubles
 from rt_mmdf.acquisition.receiver import Receiver, survey
 from rt_mmdf.alignment.grid import AlignedHop, Aligner, StreamSpec
 from rt_mmdf.app.settings import SessionSettings
@@ -19,6 +21,8 @@ from rt_mmdf.core.errors import ConfigurationError, StreamError
 from rt_mmdf.lsl.interface import Clock, Transport
 from rt_mmdf.runtime.mailbox import Signal
 from rt_mmdf.runtime.worker import Worker
+
+logger = logging.getLogger(__name__)
 
 LOOK_ANYWAY_S = 0.02  # clocks go on, and a stream that has gone silent is given up, even when nothing can be made
 
@@ -70,6 +74,8 @@ class Intake:
     channels : Channels
         Those that are wanted; others of the streams are left out.
     clock : Clock
+    doubles : Doubles | None
+        Looks for second streams of the same names.
     keep_map : bool
         Keep the whole time maps for a report.
 
@@ -88,11 +94,13 @@ class Intake:
         watch: ClockWatch,
         channels: Channels,
         clock: Clock,
+        doubles: Doubles | None = None,
         *,
         keep_map: bool = False,
     ) -> None:
         self.receivers = dict(receivers)
         self.watch = watch
+        self.doubles = doubles
         self.overwritten = 0
         self._looked = -math.inf
         self._clock = clock
@@ -136,11 +144,25 @@ class Intake:
             {r.label: (lambda r=r: r.description) for r in receivers.values()},  # type: ignore[misc]
         )
         resources.callback(watch.close)
-        return cls(settings, receivers, watch, channels, transport.clock, keep_map=keep_map)
+        doubles = Doubles(
+            transport,
+            {r.label: (r.settings, (lambda r=r: r.description)) for r in receivers.values()},  # type: ignore[misc]
+        )
+        return cls(settings, receivers, watch, channels, transport.clock, doubles, keep_map=keep_map)
 
     def workers(self, wake: Signal) -> list[Worker]:
-        """One thread a stream and one for the clocks; not yet started."""
-        return [*(r.worker(wake.ring) for r in self.receivers.values()), self.watch.worker(wake.ring)]
+        """One thread a stream, one for the clocks, and one that looks for doubles; not yet started."""
+        workers = [*(r.worker(wake.ring) for r in self.receivers.values()), self.watch.worker(wake.ring)]
+        if (doubles := self.doubles) is None:
+            return workers
+
+        def look() -> None:
+            for news in doubles.look():
+                logger.warning("%s", news.text)
+            worker.pause(INTERVAL_S)
+
+        worker = Worker("doubles", look, wake.ring)
+        return [*workers, worker]
 
     def hops(self) -> Iterator[tuple[AlignedHop, bool]]:
         """Take what has arrived; yield the hops that have become complete, and whether each is the newest of them."""

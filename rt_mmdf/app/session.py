@@ -343,6 +343,7 @@ class Session:
                 "chunk": arrivals.newest_chunk,
                 "nonfinite": arrivals.n_nonfinite,
                 "reconnected": arrivals.n_reconnected,
+                "doubles": 0 if self.intake.doubles is None else self.intake.doubles.found[modality.value],
                 "queue": receiver.ring.n_waiting,
                 **(asdict(clock) if clock is not None else {}),
             }
