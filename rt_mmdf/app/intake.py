@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rt_mmdf.acquisition.clockwatch import ClockWatch
+from rt_mmdf.acquisition.device_lag import lag_of
 from rt_mmdf.acquisition.doubles import INTERVAL_S, Doubles
 from rt_mmdf.acquisition.receiver import Receiver, survey
 from rt_mmdf.alignment.grid import AlignedHop, Aligner, StreamSpec
@@ -83,6 +84,8 @@ class Intake:
     ----------
     hop : int
         Samples of the grid in one hop.
+    lags : dict of Modality to DeviceLag
+        What is known of each device's own lag; it is subtracted in the alignment.
     overwritten : int
         Samples that the receivers' rings lost because nobody took them in time.
     """
@@ -106,8 +109,33 @@ class Intake:
         self._clock = clock
         self._rows = {m: _rows_of(receiver.channels, m, channels) for m, receiver in receivers.items()}
         self._in_use = {m: receiver for m, receiver in receivers.items() if len(self._rows[m])}
+        self.lags = {m: lag_of(receiver.settings, receiver.description) for m, receiver in receivers.items()}
+        for m, lag in self.lags.items():
+            if lag.problem:
+                logger.warning(
+                    "acquisition.%s.lag_ms is not used, so the lag of this device is unknown: it was %s. Measure it anew "
+                    "(rt-mmdf calibrate --sync), or delete lag_device where it is the same device under another name.",
+                    m,
+                    lag.problem,
+                )
+            if (drift := receivers[m].settings.lag_drift_ppm) is not None and lag.lag_ms is not None:
+                logger.warning(
+                    "acquisition.%s: its lag drifted by %+.0f ppm (%+.1f ms a minute) while it was measured, so lag_ms = %g "
+                    "held at that time only. Correct its stamps, or do without them: stamps = 'arrival'.",
+                    m,
+                    drift,
+                    drift * 0.06,
+                    lag.lag_ms,
+                )
         specs = [
-            StreamSpec(m, receiver.channels.pick(self._rows[m]), receiver.sfreq, receiver.settings.stamps)
+            StreamSpec(
+                m,
+                receiver.channels.pick(self._rows[m]),
+                receiver.sfreq,
+                receiver.settings.stamps,
+                lag_s=self.lags[m].seconds,
+                lag_uncertainty_s=1e-3 * (self.lags[m].lag_uncertainty_ms or 0.0),
+            )
             for m, receiver in self._in_use.items()
         ]
         self.sfreq = grid_rate(settings, (spec.sfreq for spec in specs))
