@@ -23,6 +23,8 @@ from rt_mmdf.runtime.worker import Worker
 
 PULL_LIMIT_S = 0.2
 LOOK_LIMIT_S = 0.6
+LEAST_BUFFER_S = 60.0
+"""In liblsl, for what comes all at once after a stall: a recording needs all of it, imaging only the newest."""
 STALL_S = 0.18
 """Least time without a sample that counts as a stall, ..."""
 STALL_BLOCKS = 3
@@ -168,7 +170,8 @@ class Receiver:
         self.trouble: Trouble | None = None
         self._transport = transport
         self._signal = signal
-        self._inlet: Inlet | None = transport.inlet(select_stream(transport, settings, label), buffer_s=settings.buffer_s)
+        self._buffer_s = max(settings.buffer_s, LEAST_BUFFER_S)
+        self._inlet: Inlet | None = transport.inlet(select_stream(transport, settings, label), buffer_s=self._buffer_s)
         self._description = self._inlet.description
         try:
             self._selection = interpret(self._description, settings, label)
@@ -329,7 +332,7 @@ class Receiver:
         if found[0].uid == self._refused:
             return
         try:
-            inlet = self._transport.inlet(found[0], buffer_s=self.settings.buffer_s)
+            inlet = self._transport.inlet(found[0], buffer_s=self._buffer_s)
         except StreamNotFound:
             return
         except StreamDescriptionError as error:
