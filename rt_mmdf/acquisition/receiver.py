@@ -31,7 +31,7 @@ STALL_BLOCKS = 3
 """... and so many times the usual time from pull to pull, for a device that sends long blocks."""
 LOOK_AFTER_S = 0.5
 """After so long without a sample the network is asked whether the outlet is still the same, ..."""
-LOOK_AGAIN_S = 0.3
+LOOK_AGAIN_S = 0.1
 """... and again so long after each answer."""
 REJOIN_S = 1.0
 """liblsl asks the network for at least so long before it goes on with a successor of an outlet that has vanished."""
@@ -286,7 +286,7 @@ class Receiver:
 
     def _may_be_another(self, received: float) -> bool:
         """Whether there was time enough since the last sample, and since the outlet was last seen, for a successor."""
-        return received - max(self._heard, self._alive) >= REJOIN_S
+        return self._arrivals.n_received > 0 and received - max(self._heard, self._alive) >= REJOIN_S
 
     def _is_known(self) -> bool:
         """Samples came after a long gap: find out whose, and whether these can be used."""
@@ -313,6 +313,7 @@ class Receiver:
             received = self._transport.clock.now()
             if not len(stamps):
                 self._leave()
+                self._open(found[0])
             elif not self._may_be_another(received) or self._adopt(self._transport.describe(found[0])):
                 self._take(samples, stamps, received)  # liblsl has found it, too
             else:
@@ -327,16 +328,17 @@ class Receiver:
 
     def _reopen(self) -> None:
         found = self._present()
-        if len(found) != 1:  # not back yet, or not to be told from another one
-            return
-        if found[0].uid == self._refused:
-            return
-        try:
-            inlet = self._transport.inlet(found[0], buffer_s=self._buffer_s)
+        # none: not back yet; more: not to be told from each other
+        if len(found) == 1 and found[0].uid != self._refused:
+            self._open(found[0])
+
+    def _open(self, stream: StreamDescription) -> None:
+        try:  # what it sends while it is being opened is lost either way: do not wait until that is over
+            inlet = self._transport.inlet(stream, buffer_s=self._buffer_s, from_now=False)
         except StreamNotFound:
             return
         except StreamDescriptionError as error:
-            self._refuse(found[0].uid, error)
+            self._refuse(stream.uid, error)
             return
         if self._adopt(inlet.description):
             self._inlet, self.trouble = inlet, None
@@ -375,7 +377,7 @@ class Receiver:
 
     def worker(self, on_failure: Callable[[], None] | None = None) -> Worker:
         """The thread that receives; not yet started."""
-        return Worker(f"receive {self.label}", self.step, on_failure)
+        return Worker(f"receive {self.label}", self.step, on_failure, STOP_LIMIT_S)
 
     def close(self) -> None:
         """Unsubscribe; after the worker was stopped."""

@@ -61,7 +61,7 @@ logger = logging.getLogger(__name__)
 
 PUMP_WAIT_S = 0.05  # the engine looks at the clock this often even when nothing arrives
 HEALTH_INTERVAL_S = 1.0
-SOON_S = 0.2  # reports of incidents are so far apart at least
+SOON_S = 0.1  # reports of incidents are so far apart at least
 NAME_LOOK_S = 0.6  # one round of asking the network
 SILENT_S = 2.0  # a stream without samples for so long is silent
 RESTARTS_S, MOST_RESTARTS, LONGEST_WAIT_S = 300.0, 1_000_000, 30.0  # of the workers that imaging can do without for a while
@@ -246,7 +246,8 @@ class Session:
 
         if worker.name == "engine":
             return Restarts(tell, fatal=(RtMmdfError,))
-        return Restarts(tell, MOST_RESTARTS, RESTARTS_S, longest_wait_s=LONGEST_WAIT_S)
+        before = self.watch.begin_anew if worker.name == "health" else None
+        return Restarts(tell, MOST_RESTARTS, RESTARTS_S, longest_wait_s=LONGEST_WAIT_S, before=before)
 
     def _told_of(self, modality: Modality) -> Callable[[str, str], None]:
         return lambda kind, text: self.incidents.note(kind, modality, text)

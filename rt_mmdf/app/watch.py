@@ -69,6 +69,11 @@ class Watch:
         self._bads: dict[str, str] = {}
         self._had_estimates = False
 
+    def begin_anew(self) -> None:
+        """Nobody has looked for a while; that is no suspension."""
+        if self._suspension is not None:
+            self._suspension.begin()
+
     def look(self) -> None:
         """Once; cheap, and may be called from one thread only."""
         now = self._now()

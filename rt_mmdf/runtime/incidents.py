@@ -29,7 +29,7 @@ class Incident:
     """One fact.
 
     kind, subject : what happened (``stall``), and to what (``eeg``, ``engine``, ...)
-    began, ended : seconds on this machine's LSL clock; `ended` is None while it lasts, and `began` for what takes no time
+    began, noticed, ended : seconds on this machine's LSL clock; `ended` is None while it lasts
     count : how often, or how many samples, hops, channels: what `detail` says
     detail : a sentence for people
     """
@@ -37,6 +37,7 @@ class Incident:
     kind: str
     subject: str
     began: float
+    noticed: float
     ended: float | None
     count: int
     detail: str
@@ -47,6 +48,7 @@ class Incident:
             "kind": self.kind,
             "subject": self.subject,
             "began": self.began,
+            "noticed": self.noticed,
             "ended": self.ended,
             "count": self.count,
             "detail": self.detail,
@@ -87,15 +89,16 @@ class Incidents:
     def note(self, kind: str, subject: str, detail: str, count: int = 1, *, began: float | None = None) -> None:
         """A fact that takes no time, or is over already (`began` says since when)."""
         now = self._now()
-        self._add(Incident(kind, subject, now if began is None else began, now, count, detail[:MAX_DETAIL]), "noted")
+        self._add(Incident(kind, subject, now if began is None else began, now, now, count, detail[:MAX_DETAIL]), "noted")
 
     def begin(self, kind: str, subject: str, detail: str, count: int = 1, *, began: float | None = None) -> bool:
         """Something that lasts has begun; nothing happens while it lasts already. Returns whether it is new."""
         with self._lock:
             if (kind, subject) in self._open:
                 return False
-            at = self._now() if began is None else began
-            incident = self._open[kind, subject] = Incident(kind, subject, at, None, count, detail[:MAX_DETAIL])
+            now = self._now()
+            at = now if began is None else began
+            incident = self._open[kind, subject] = Incident(kind, subject, at, now, None, count, detail[:MAX_DETAIL])
         self._add(incident, "began")
         return True
 

@@ -32,7 +32,11 @@ class Suspension:
     ) -> None:
         self._interval_s = interval_s
         self._clocks = clocks
-        self._seen = (clocks[0](), clocks[1]())
+        self.begin()
+
+    def begin(self) -> None:
+        """Whoever asks was not asking for a while, for another reason."""
+        self._seen = (self._clocks[0](), self._clocks[1]())
 
     def look(self) -> float:
         """Seconds that this process was held up since the last look, in its sleep or in the machine's; 0 unless it was
