@@ -7,7 +7,7 @@ No thread and no waiting: the same object runs live, over memory with a manual c
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -183,7 +183,7 @@ class Chain:
         self._clock = clock
         self._observe = observe
         self.taps: list[Callable[[CleanedHop], None]] = []
-        self._cleaned: CleanedHop | None = None
+        self._cleaned: list[CleanedHop] = []
         self._hop = 0
         self.flag_counts = dict.fromkeys(Flag, 0)
         self.newest_flags = 0
@@ -212,18 +212,23 @@ class Chain:
 
     def __call__(self, hop: AlignedHop, *, image: bool = True) -> SourceEstimate | None:
         """Preprocess a hop and image it; filters and window must see every hop, the solver need not (``image=False``)."""
-        number = self._hop
-        self._hop += 1
+        estimates = self.together([hop], image=image)
+        return estimates[0] if estimates else None
+
+    def together(self, hops: Sequence[AlignedHop], *, image: bool = True) -> list[SourceEstimate]:
+        """The same for hops that follow each other, in one call of each stage; one estimate for each of them."""
+        first = self._hop
+        self._hop += len(hops)
         try:
-            return self._image(hop, number, image)
+            return self._together(hops, first, image)
         except Exception as error:
             if self._on_failure is None:
                 raise
             self.cleaning.filter.reset()  # what the stages keep may be half of a hop
             self.imager.reset()
-            self._cleaned = None
+            self._cleaned = []
             self._on_failure(error)
-            return self._nothing(hop, number) if image else None
+            return [self._nothing(hop, first + i) for i, hop in enumerate(hops)] if image else []
 
     def _nothing(self, hop: AlignedHop, number: int) -> SourceEstimate:
         """In place of an estimate."""
@@ -233,39 +238,54 @@ class Chain:
         data = np.full((self._n_sources, len(flags)), np.nan, np.float32)
         return SourceEstimate(data, block.times[::n], flags, block.first // n, number, self._unit, stamps)
 
-    def _image(self, hop: AlignedHop, number: int, image: bool) -> SourceEstimate | None:
+    def _together(self, hops: Sequence[AlignedHop], first: int, image: bool) -> list[SourceEstimate]:
         aligned = self._clock.now()
-        block = self.cleaning.clean(hop.block)
-        self._count_flags(block)
-        stamps = StageStamps(
-            sensor=float(hop.block.times[-1]),
-            intended=hop.intended,
-            received=float(hop.block.received.max()),
-            aligned=aligned,
-            preprocessed=self._clock.now(),
-            solved=float("nan"),
-        )
-        self._cleaned = CleanedHop(block, number, stamps)
+        cleaned = self.cleaning.clean(_joined([hop.block for hop in hops]))
+        preprocessed = self._clock.now()
+        self._count_flags(cleaned)
+        length = cleaned.n_times // len(hops)
+        self._cleaned = []
+        for i, hop in enumerate(hops):
+            stamps = StageStamps(
+                sensor=float(hop.block.times[-1]),
+                intended=hop.intended,
+                received=float(hop.block.received.max()),
+                aligned=aligned,
+                preprocessed=preprocessed,
+                solved=float("nan"),
+            )
+            self._cleaned.append(CleanedHop(_part(cleaned, i * length, length), first + i, stamps))
         if self._falls_back and self._fallback is not None:
-            data, flags = self._fallback(block, image=image)
+            data, flags = self._fallback(cleaned, image=image)
             flags = flags | np.uint32(Flag.FALLBACK)
         else:
-            data, flags = self.imager(block, image=image)
+            data, flags = self.imager(cleaned, image=image)
         if not image:
-            return None
-        stamps = replace(stamps, solved=self._clock.now())
-        return SourceEstimate(data, block.times, flags, block.first, number, self._unit, stamps)
+            return []
+        solved = self._clock.now()
+        estimates: list[SourceEstimate] = []
+        for i, own in enumerate(self._cleaned):
+            part = slice(i * length, (i + 1) * length)
+            stamps = replace(own.stamps, solved=solved)
+            estimates.append(
+                SourceEstimate(data[:, part], own.block.times, flags[part], own.block.first, own.number, self._unit, stamps)
+            )
+        return estimates
 
-    def inspect(self, hop: AlignedHop) -> None:
-        """Look for bad channels, and let others have the cleaned hop, when its estimate is out."""
-        if self._cleaned is not None:
+    def inspect(self, hops: Sequence[AlignedHop]) -> None:
+        """Look for bad channels, and let others have the cleaned hops, when their estimates are out."""
+        if not self._cleaned:  # a stage raised
+            for hop in hops:
+                self.cleaning.inspect(hop.block)
+            return
+        for cleaned, hop in zip(self._cleaned, hops, strict=True):
             if self._falls_back:
-                self.imager(self._cleaned.block, image=False)
+                self.imager(cleaned.block, image=False)
             for tap in self.taps:
-                tap(self._cleaned)
-        self.cleaning.inspect(hop.block)
-        if self._observe is not None and self._cleaned is not None:
-            self._observe(self._cleaned.block)
+                tap(cleaned)
+            self.cleaning.inspect(hop.block)
+            if self._observe is not None:
+                self._observe(cleaned.block)
 
     def _count_flags(self, block: SensorBlock) -> None:
         seen = int(np.bitwise_or.reduce(block.flags, initial=0))
@@ -274,3 +294,32 @@ class Chain:
             for flag in Flag:
                 if seen & flag:
                     self.flag_counts[flag] += int(np.count_nonzero(block.flags & flag))
+
+
+def _joined(blocks: Sequence[SensorBlock]) -> SensorBlock:
+    """Blocks that follow each other as one."""
+    if len(blocks) == 1:
+        return blocks[0]
+    return replace(
+        blocks[0],
+        data=np.hstack([block.data for block in blocks]),
+        times=np.concatenate([block.times for block in blocks]),
+        flags=np.concatenate([block.flags for block in blocks]),
+        received=np.concatenate([block.received for block in blocks]),
+        bads=frozenset[str]().union(*(block.bads for block in blocks)),
+    )
+
+
+def _part(block: SensorBlock, start: int, length: int) -> SensorBlock:
+    """Samples of a block from `start` on."""
+    if length == block.n_times:
+        return block
+    part = slice(start, start + length)
+    return replace(
+        block,
+        data=block.data[:, part],
+        times=block.times[part],
+        flags=block.flags[part],
+        received=block.received[part],
+        first=block.first + start,
+    )

@@ -244,6 +244,8 @@ def _budget_rows(extra: Mapping[str, Any]) -> list[tuple[str, Text]]:
     rows = [("lowered at the start", Text(", ".join(budget["lowered"]), style="yellow"))] if budget.get("lowered") else []
     if budget.get("warning"):
         rows.append(("budget", Text(str(budget["warning"]), style="yellow")))
+    if joined := budget.get("joined_hops"):
+        rows.append(("joined", Text(f"{joined} hops that had waited, imaged several in one call", style="yellow")))
     if fallback := budget.get("fallback"):
         said = f"{budget['fallback_hops']} hops imaged with {fallback['solver']}, {fallback['changes']} changes"
         rows.append(("fallback", Text(said, style="yellow" if budget["fallback_hops"] else "green")))

@@ -385,6 +385,7 @@ class Session:
             "budget": self._budget.status()
             | {
                 "when_late": self.settings.budget.when_late,
+                "joined_hops": counts.joined,
                 "fallback_hops": counts.fallback,
                 "fallback": None if self.fallback is None else self.fallback.status(),
             },

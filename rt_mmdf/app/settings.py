@@ -36,9 +36,11 @@ class BudgetSettings(Settings):
     largest_hop_ms: float = Field(default=100.0, gt=0, le=1000)
     fallback: Literal["MNE", "eLORETA"] = "MNE"
     """A linear kernel of the same unit as the models, A m: who listens needs no other scale."""
-    when_late: Literal["skip", "fallback"] = "skip"
-    """While it runs. ``skip``: image the newest hop, count those that were left out. ``fallback``: that, and after `misses`
-    image with `fallback` (flag FALLBACK) until there was no miss for `return_after_s`."""
+    when_late: Literal["skip", "join", "fallback"] = "skip"
+    """While it runs. ``skip``: image the newest hop, count those that were left out. ``join``: image what waits in one call,
+    up to `largest_hop_ms` of it, and leave out only what is beyond; each hop is published by itself, as late as it is.
+    ``fallback``: skip, and after `misses` image with `fallback` (flag FALLBACK) until there was no miss for
+    `return_after_s`."""
     misses: int = Field(default=20, ge=1)
     """So many hops that were skipped or later than the budget, for which the engine itself is to blame ..."""
     within_s: float = Field(default=5.0, gt=0)

@@ -36,8 +36,9 @@ JSON in ASCII; a number that is not known is ``null``. Times are seconds on the 
 ``budget``
     ``measured``: null, or what the chain took before the start: ``solver``, ``hop_ms``, ``n_hops``, ``median_ms``,
     ``mean_ms``, ``p99_ms``; ``lowered``: what was changed at the start (texts); ``warning``: null, or why the budget may not
-    be kept; ``when_late`` (``skip`` or ``fallback``); ``fallback_hops`` (imaged by it); ``fallback``: null, or ``solver``,
-    ``active``, ``changes``, ``changed_at`` (null before the first), ``return_after_s``
+    be kept; ``when_late`` (``skip``, ``join`` or ``fallback``); ``joined_hops`` (that had waited, and were imaged several in
+    one call); ``fallback_hops`` (imaged by it); ``fallback``: null, or ``solver``, ``active``, ``changes``, ``changed_at``
+    (null before the first), ``return_after_s``
 ``latency_ms``
     of the last 1000 hops: for each of ``receive``, ``align``, ``preprocess``, ``solve``, ``publish`` (the stages),
     ``software`` (received to published), ``lateness`` (published less the intended time of the hop: what the budget is
@@ -52,8 +53,10 @@ JSON in ASCII; a number that is not known is ``null``. Times are seconds on the 
     what else may be wrong, and what it costs
 ``model``
     null, or of a trained model: ``backend`` (``name``, ``precision``, ``device``, and ``fallen_back``: null, or why
-    another one was given up for it), ``lag_ms`` (a window comes into force so long after its end), ``windows`` (that were
-    looked at), ``late_windows`` (of these, not ready in time: the one before served on)
+    another one was given up for it), ``gpu_ms`` (null, or what its newest calls took on the GPU by CUDA events, where
+    ``gpu_times`` asks for it: ``n``, ``p50``, ``p99``, ``max``, ``stages``), ``lag_ms`` (a window comes into force so long
+    after its end), ``windows`` (that were looked at), ``late_windows`` (of these, not ready in time: the one before served
+    on)
 ``sensors``
     null, or ``stream``, ``sfreq``, ``dropped_hops``
 ``second``

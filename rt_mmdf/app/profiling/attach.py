@@ -261,6 +261,7 @@ def _row(
     return Row(
         case={
             "solver": found.extra.get("estimate/solver", "unknown"),
+            "backend": None,
             "hop_ms": described["engine/hop_ms"],
             "chunk": known.pop() if len(known) == 1 else None,
             "sfreq": sfreq,

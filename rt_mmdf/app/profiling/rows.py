@@ -17,7 +17,7 @@ from rt_mmdf.runtime.telemetry import LATENCIES
 
 RAW_HOPS = 10_000
 """Hops of a row whose raw stamps are kept in a report; of longer rows every second, third, ... hop."""
-CASE_KEYS = ("solver", "hop_ms", "chunk", "sfreq", "modalities", "n_sources")
+CASE_KEYS = ("solver", "backend", "hop_ms", "chunk", "sfreq", "modalities", "n_sources")
 """What tells one row from another; two reports are compared where all of these agree."""
 
 
@@ -133,6 +133,7 @@ def words_of(case: Mapping[str, Any], keys: Iterable[str]) -> str:
 
 _WORDS = {
     "solver": "{}",
+    "backend": "on {}",
     "hop_ms": "hop {:.4g} ms",
     "chunk": "blocks of {}",
     "sfreq": "{:g} Hz",

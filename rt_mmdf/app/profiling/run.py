@@ -25,6 +25,7 @@ from rt_mmdf.app.profiling.rows import Row, physics_of
 from rt_mmdf.app.replayed import ReplayProcess, replayed_session
 from rt_mmdf.app.session import START_UP_S, Session
 from rt_mmdf.app.settings import SessionSettings
+from rt_mmdf.backends.interface import Wanted
 from rt_mmdf.core.channels import Modality
 from rt_mmdf.core.errors import ConfigurationError
 from rt_mmdf.core.settings import Settings, validate_settings
@@ -50,6 +51,8 @@ class ProfileSettings(Settings):
     """What is measured: every combination of these.
 
     solvers : classical inverses, and names or folders of models
+    backends : that the models run on; classical inverses have none and are measured once
+    nvtx : each call of a GPU is a range of NVTX
     hop_ms, chunks : as in a configuration; samples in a block of both streams
     rates : of both streams, Hz; empty: as recorded, or 1000 Hz
     modalities : empty: all that the recording has
@@ -59,6 +62,8 @@ class ProfileSettings(Settings):
     """
 
     solvers: tuple[str, ...] = Field(min_length=1)
+    backends: tuple[Wanted, ...] = Field(("auto",), min_length=1)
+    nvtx: bool = False
     hop_ms: tuple[Annotated[float, Field(gt=0, le=1000)], ...] = Field((10.0,), min_length=1)
     chunks: tuple[Annotated[int, Field(ge=1, le=100_000)], ...] = Field((10,), min_length=1)
     rates: tuple[Annotated[float, Field(gt=0, le=1e5)], ...] = ()
@@ -76,6 +81,7 @@ class Case:
     """One combination."""
 
     solver: str
+    backend: Wanted
     hop_ms: float
     chunk: int
     rate: float | None
@@ -84,7 +90,8 @@ class Case:
 
     @property
     def described(self) -> str:
-        return f"{self.solver}, hop {self.hop_ms:g} ms"
+        solver = self.solver if self.backend == "auto" else f"{self.solver} on {self.backend}"
+        return f"{solver}, hop {self.hop_ms:g} ms"
 
 
 def default_solvers() -> tuple[str, ...]:
@@ -127,12 +134,17 @@ def cases_of(settings: ProfileSettings) -> list[Case]:
         settings.sources or (None,),
         settings.hop_ms,
         settings.solvers,
+        settings.backends,
     )
-    cases = [Case(solver, hop, chunk, rate, m, sources) for rate, chunk, m, sources, hop, solver in combinations]
+    cases = [
+        Case(solver, "auto" if solver in METHODS else backend, hop, chunk, rate, m, sources)
+        for rate, chunk, m, sources, hop, solver, backend in combinations
+    ]
+    cases = list(dict.fromkeys(cases))
     if len(cases) > MOST_ROWS:
         raise ConfigurationError(
-            f"profile: {len(cases)} combinations of solver, hop, block, rate, channels and sources are asked for, and at "
-            f"most {MOST_ROWS} are measured in one run. Name fewer."
+            f"profile: {len(cases)} combinations of solver, backend, hop, block, rate, channels and sources are asked for, "
+            f"and at most {MOST_ROWS} are measured in one run. Name fewer."
         )
     return cases
 
@@ -217,7 +229,9 @@ def _write_noise(path: Path, sfreq: float) -> None:
 
 
 def _configuration(settings: ProfileSettings, case: Case, prefix: str, name: str) -> SessionSettings:
-    solver = {"method": case.solver} if case.solver in METHODS else {"model": case.solver}
+    solver: dict[str, Any] = {"method": case.solver}
+    if case.solver not in METHODS:
+        solver = {"model": case.solver, "backend": case.backend, "gpu_times": True, "nvtx": settings.nvtx}
     content, _ = replayed_session(
         prefix,
         solver,
@@ -280,6 +294,7 @@ def _measure(
     return Row(
         case={
             "solver": session.imaging.solver_name,
+            "backend": None if case.backend == "auto" else case.backend,
             "hop_ms": 1e3 * intake.hop / intake.sfreq,
             "chunk": case.chunk,
             "sfreq": intake.sfreq,
