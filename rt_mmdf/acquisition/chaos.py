@@ -71,6 +71,7 @@ class FaultKind(StrEnum):
 
 VANISHING = frozenset({FaultKind.VANISH, FaultKind.VANISH_SOURCE, FaultKind.VANISH_RATE, FaultKind.VANISH_ORDER})
 NOT_SENT = VANISHING | {FaultKind.SILENT}
+CLOCK_FAULTS = frozenset({FaultKind.CLOCK_STEP, FaultKind.CLOCK_DRIFT})
 BAD_STAMPS = frozenset({
     FaultKind.DUPLICATE_STAMPS,
     FaultKind.BACKWARD_STAMPS,
@@ -385,11 +386,13 @@ class StreamChaos:
                 twice = True
         return twice
 
-    def clock_error_s(self, seconds: Float64) -> Float64:
-        """What the sender's clock is ahead of what it should be, at these seconds."""
+    def clock_error_s(self, seconds: Float64 | float, kinds: frozenset[FaultKind] = CLOCK_FAULTS) -> Float64:
+        """What the sender's clock is ahead of what it should be because of faults of these kinds, at these seconds."""
         error = np.zeros(np.shape(seconds))
         for placed in self.injected:
             fault = placed.fault
+            if fault.kind not in kinds:
+                continue
             if fault.kind is FaultKind.CLOCK_STEP:
                 error += fault.size * ((seconds >= fault.start_s) & (seconds < fault.end_s))
             elif fault.kind is FaultKind.CLOCK_DRIFT:
@@ -402,7 +405,7 @@ class StreamChaos:
         stamps = stamps + self.clock_error_s(seconds)
         for placed in self.injected:
             fault = placed.fault
-            if fault.kind not in BAD_STAMPS and fault.kind not in (FaultKind.CLOCK_STEP, FaultKind.CLOCK_DRIFT):
+            if fault.kind not in BAD_STAMPS | CLOCK_FAULTS:
                 continue
             first, stop = self._range(fault)
             inside = (numbers >= first) & (numbers < stop)
