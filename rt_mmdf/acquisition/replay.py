@@ -716,7 +716,7 @@ def _prepare(
     factors = np.array([_wire(kind, own.unit)[1] for kind in raw.get_channel_types()])
     source = float(raw.info["sfreq"])
     if source == sfreq:
-        step = max(1, 1 << 24 // n_channels)
+        step = max(1, (1 << 24) // n_channels)
         for start in range(0, n_loop, step):
             stop = min(start + step, n_loop)
             block = reading(recording.name, partial(raw.get_data, start=first + start, stop=first + stop, verbose="error"))
