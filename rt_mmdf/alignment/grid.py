@@ -37,6 +37,9 @@ class AlignmentSettings(Settings):
 
 
 REPORT_INTERVAL_S = 0.25
+MOST_AHEAD_S = 0.05
+"""A sample that comes sooner than this before its own time tells that the sender's clock was set ahead; senders that stamp a
+chunk into the future stay below."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +187,7 @@ class _Lane:
 
     def _invalidate(self) -> None:
         self._valid[: self.stop - self.base] = False
+        self.new_hole = True  # even where the grid meets no sample of the past any more
 
     def _append(self, index: NDArray[np.int64], block: RawBlock, keep: NDArray[np.intp]) -> None:
         first, last = int(index[0]), int(index[-1])
@@ -437,7 +441,8 @@ class Aligner:
             flags[after_hole] |= np.uint32(Flag.GAP)
             lane.new_hole = not usable[-1]
             apart = abs(lane.map.time_at(position[-1]) - times[-1])  # more than rounding only where samples are paired
-            if lane.uncertainty > self.settings.uncertain_ms * 1e-3 or apart > 0.75 / self.sfreq:
+            impossible = lane.lag_s < -MOST_AHEAD_S
+            if lane.uncertainty > self.settings.uncertain_ms * 1e-3 or apart > 0.75 / self.sfreq or impossible:
                 flags |= np.uint32(Flag.CLOCK_UNCERTAIN)
         block = SensorBlock(self.channels, np.vstack(rows), times, flags, received, self._next_hop * self.hop)
         return AlignedHop(block, float(intended))

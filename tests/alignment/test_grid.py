@@ -316,3 +316,27 @@ def test_a_sender_whose_clock_is_set_back_is_found_again(step_s: float) -> None:
 def test_a_stream_too_slow_for_the_look_ahead_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="at least 100 Hz"):
         aligner(50.0, 1000.0)
+
+
+@pytest.mark.parametrize("behind_s", [0.0, 0.02, 0.1])
+def test_a_sender_whose_clock_was_set_ahead_is_not_trusted(behind_s: float) -> None:
+    """Its samples come before their own time: wherever the grid meets them, it says so."""
+    ahead = Sender(EEG, 2, 500.0, 8)
+    ahead.stamps[ahead.times >= 8.0] += 1.0  # for which there is no measurement
+    hops = feed(aligner(), [ahead, Sender(MEG, 3, 1000.0, 8 - behind_s)])
+    times, flags = (np.concatenate([getattr(h.block, key) for h in hops]) for key in ("times", "flags"))
+    said = flags & np.uint32(Flag.CLOCK_UNCERTAIN | Flag.EEG_MISSING)
+    assert (said[times >= 8.0] != 0).all()
+    assert not said[(times > 6.0) & (times < 7.9)].any()
+
+
+@pytest.mark.parametrize("back_s", np.arange(1.0, 1.02, 0.002))
+def test_when_a_clock_is_set_right_the_samples_before_and_after_are_not_joined(back_s: float) -> None:
+    """The grid may have come exactly as far in what was stamped ahead as what comes now: no sample is missing then."""
+    sender = Sender(EEG, 2, 500.0, 10)
+    ahead = (sender.times >= 7.0) & (sender.times < 9.0)
+    sender.stamps[ahead] += back_s
+    hops = feed(aligner(), [sender, Sender(MEG, 3, 1000.0, 10)])
+    times, flags = (np.concatenate([getattr(h.block, key) for h in hops]) for key in ("times", "flags"))
+    after = (times > 8.9) & (times < 9.6)
+    assert (flags[after] & np.uint32(Flag.GAP)).any()
