@@ -12,7 +12,7 @@ from pydantic import Field
 
 from rt_mmdf.alignment.resampler import FractionalResampler
 from rt_mmdf.alignment.time_map import SenderClock, TimeMap
-from rt_mmdf.alignment.timeline import Stamping, Timeline
+from rt_mmdf.alignment.timeline import MAX_BACKWARD_S, Placement, Stamping, Timeline
 from rt_mmdf.core.blocks import MISSING, Flag, Float32, Float64, RawBlock, SensorBlock
 from rt_mmdf.core.channels import Channels, Modality
 from rt_mmdf.core.errors import ConfigurationError
@@ -125,6 +125,7 @@ class _Lane:
         self.grid_missing = 0
         self.wanted = 0  # see `Aligner.wanted`
         self.new_hole = True  # the next sample on the grid comes after a hole, or is the first
+        self._doubtful = False  # nobody knows where the next sample belongs
 
     def add(self, block: RawBlock) -> None:
         self._note_pulls(block.received)
@@ -166,7 +167,12 @@ class _Lane:
                 if not self.map.ready:
                     self._bend(int(placement.index[0]))
                 self._append(placement.index, block, placement.keep)
+                if self._doubtful:
+                    self._valid[int(placement.index[0]) - self.base] = False
+                    self._doubtful = False
                 self.lag_s = float(block.received[placement.keep[-1]]) - self.map.time_at(self.stop - 1)
+            if len(placement.keep) < placement.consumed:
+                self._look_at_dropped(block, placement)
             if placement.knot:
                 self._bend(self.timeline.next_index)
             if placement.consumed == block.n_times:
@@ -178,6 +184,21 @@ class _Lane:
                 self._undecided = RawBlock(
                     block.data[:, at:], block.stamps[at:], block.received[at:], block.first + at, block.lost
                 )
+
+    def _look_at_dropped(self, block: RawBlock, placement: Placement) -> None:
+        """Samples are dropped where their stamps have been seen. If they are not what came with those stamps, it is the
+        stamps that are wrong, nobody knows where the samples that follow belong, and they are not joined to those before.
+        """
+        dropped = np.delete(np.arange(placement.consumed), placement.keep)
+        start = max(0, self.stop - self.base - round(MAX_BACKWARD_S * self.spec.sfreq) - len(placement.keep))
+        seen = {column.tobytes() for column in self._data[start : self.stop - self.base]}
+        if all(np.ascontiguousarray(block.data[:, k]).tobytes() in seen for k in dropped):
+            return
+        following = placement.index[placement.keep > dropped[0]]
+        if len(following):
+            self._valid[int(following[0]) - self.base] = False
+        else:
+            self._doubtful = True
 
     def _bend(self, index: int) -> None:
         sender = self.timeline.sender_time(index)
