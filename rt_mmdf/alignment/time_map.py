@@ -113,6 +113,7 @@ class TimeMap:
         self._sfreq = sfreq
         self._index: deque[float] = deque(maxlen=history)
         self._time: deque[float] = deque(maxlen=history)
+        self.keeps_all = history is None
         self._slope = 1.0 / sfreq  # seconds per sample after the last knot
         self.error = float("inf")  # of the map against the fit at the last knot, seconds
         self.steps = 0

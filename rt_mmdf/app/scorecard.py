@@ -212,6 +212,9 @@ def _render(card: Scorecard) -> RenderableType:
     table.add_row("hops skipped", _count(card.skipped_hops), "left out to catch up with the present")
     lost = Text(", ").join(Text.assemble(f"{name.upper()} ", _count(number)) for name, number in card.lost_samples.items())
     table.add_row("samples lost", lost, "sent, by the stamps, and never received")
+    if (incidents := card.extra.get("incidents")) is not None:
+        listed = ", ".join(f"{kind} {number}" for kind, number in incidents.items())
+        table.add_row("incidents", Text(listed or "none", style="yellow" if listed else "green"), "see the log")
     for what, said in _budget_rows(card.extra):
         table.add_row(what, said)
     if flags := card.extra.get("flags"):

@@ -3,16 +3,43 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import Any
 
+import psutil
 from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from rt_mmdf.cli.console import ERR
+
+
+@contextmanager
+def second_ctrl_c_ends_at_once() -> Iterator[None]:
+    """While this lasts the first Ctrl-C is a KeyboardInterrupt as always, and the second one ends the process and those
+    that it has started where they stand. What was recorded is whole up to the last second.
+    """
+    pressed = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        pressed.append(number)
+        if len(pressed) > 1:
+            for child in psutil.Process().children(recursive=True):
+                with suppress(psutil.Error):
+                    child.kill()
+            os._exit(130)
+        signal.default_int_handler(number, frame)
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
@@ -43,6 +70,8 @@ def one_line(status: dict[str, Any]) -> str:
     parts.append(f"device lag {status['device_lag']}")
     if (fallback := status["budget"]["fallback"]) is not None and fallback["active"]:
         parts.append(f"fallback {fallback['solver']}")
+    if n_lasting := status["incidents"]["n_lasting"]:
+        parts.append(f"{n_lasting} incidents last: {_lasting(status)}")
     lost = ", ".join(
         f"{name} {stream['counts']['lost']}" for name, stream in status["streams"].items() if "counts" in stream
     )
@@ -99,6 +128,8 @@ def status_table(status: dict[str, Any]) -> Group:
     bads = ", ".join(f"{name} ({reason})" for name, reason in list(status["bad_channels"].items())[:6]) or "none"
     figures.add_row("bad channels", Text(bads))
     figures.add_row("flags", Text(", ".join(f"{name} {n}" for name, n in status["flags"].items()) or "none"))
+    if status["incidents"]["n_lasting"]:
+        figures.add_row("incidents", Text(_lasting(status), style="bold yellow"))
     figures.add_row("load", f"{status['cpu_cores']:.2f} cores, {status['rss_mb']:.0f} MB")
     return Group(streams, Text(""), figures)
 
@@ -108,6 +139,11 @@ def known_lag(status: dict[str, Any]) -> bool:
     streams = status["streams"].values()
     references = {stream["lag_against"] for stream in streams if stream["lag_ms"] is not None}
     return all(stream["lag_ms"] is not None or m in references for m, stream in status["streams"].items())
+
+
+def _lasting(status: dict[str, Any]) -> str:
+    """What goes on now, by kind and subject."""
+    return ", ".join(f"{one['kind']} {one['subject']}" for one in status["incidents"]["lasting"])
 
 
 def _warn(value: float, limit: float, form: str) -> Text:

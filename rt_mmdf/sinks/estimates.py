@@ -16,6 +16,7 @@ from rt_mmdf.lsl.interface import ChannelDescription, Outlet, StreamDescription,
 from rt_mmdf.sinks.reduction import Reducer, Rows
 from rt_mmdf.sinks.settings import EstimateStreamSettings
 from rt_mmdf.sinks.sources import SourceSpaceDescription
+from rt_mmdf.sinks.subscribers import buffer_seconds
 
 COMPANION_COLUMNS = ("hop", "index", "flags", *StageStamps.NAMES)
 SUMMARY_COLUMNS = ("source", "value", "x", "y", "z")
@@ -88,7 +89,7 @@ class EstimateOutlets:
             raise
 
     def _publish(self, transport: Transport, stream: StreamDescription) -> Outlet:
-        outlet = transport.outlet(stream)
+        outlet = transport.outlet(stream, buffer_s=buffer_seconds(stream))
         self._open.callback(outlet.close)
         return outlet
 
