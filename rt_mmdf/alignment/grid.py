@@ -431,7 +431,15 @@ class Aligner:
             lane = self._succeed(lane, lane.spec.sfreq, new_clock=False)
         lane.add(block)
 
-    def renew(self, modality: Modality, sfreq: float, absent: frozenset[str], *, new_clock: bool) -> None:
+    def renew(
+        self,
+        modality: Modality,
+        sfreq: float,
+        absent: frozenset[str],
+        *,
+        new_clock: bool,
+        lag: tuple[float, float] | None = None,
+    ) -> None:
         """The stream has come back as another one; to be told between its last old and its first new sample.
 
         Parameters
@@ -439,8 +447,12 @@ class Aligner:
         sfreq : its nominal rate now, Hz; with the grid of samples any other than that of the grid leaves it missing
         absent : channels that it does not have now: NaN comes for them, and they are bad
         new_clock : its stamps are those of another machine
+        lag : the device's own lag and two standard deviations of it, seconds; None: as before
         """
         lane = self._lane(modality)
+        other_device = lag is not None and lag != (lane.spec.lag_s, lane.spec.lag_uncertainty_s)
+        if lag is not None:
+            lane.spec = replace(lane.spec, lag_s=lag[0], lag_uncertainty_s=lag[1])
         if self.settings.grid == "samples" and sfreq != self.sfreq:
             lane.set_aside(
                 f"the {modality.upper()} stream came back with {sfreq:g} Hz; alignment.grid = 'samples' needs "
@@ -448,7 +460,7 @@ class Aligner:
             )
             lane.retry_at = math.inf
             return
-        if new_clock or sfreq != lane.spec.sfreq or lane.fault:
+        if new_clock or other_device or sfreq != lane.spec.sfreq or lane.fault:
             try:
                 lane = self._succeed(lane, sfreq, new_clock)
             except (ConfigurationError, MemoryError) as error:
@@ -459,6 +471,7 @@ class Aligner:
     def _succeed(self, lane: _Lane, sfreq: float, new_clock: bool) -> _Lane:
         at = self._lanes.index(lane)
         self._lanes[at] = lane.succeeded_by(sfreq, self.settings, self.sfreq, new_clock)
+        self._device_delay = max(lane.device_delay for lane in self._lanes)
         return self._lanes[at]
 
     @property
