@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
+from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from rt_mmdf.acquisition.receiver import SILENT_S, MarkerReceiver, Receiver
 from rt_mmdf.acquisition.settings import StreamSettings
 from rt_mmdf.lsl.interface import ChannelDescription, StreamDescription
 from rt_mmdf.lsl.memory import ManualClock, MemoryTransport
+from rt_mmdf.lsl.network import NetworkOutlet, NetworkTransport
 
 AMP = StreamDescription("amp", "EEG", "id", 100.0, "float64", (ChannelDescription("Fz", "EEG", "uV"),), {})
 SETTINGS = StreamSettings(name="amp", resolve_timeout_s=0.1)
@@ -116,3 +119,35 @@ def test_pinned_markers_that_are_lost_are_taken_from_their_host_alone() -> None:
     true_one.push(["go"], 2.0)
     receiver.step()
     assert [marker.stamp for marker in receiver.events.take_all()] == [2.0]
+
+
+@pytest.mark.lsl
+def test_over_the_network_a_pinned_stream_comes_back_and_a_double_is_told() -> None:
+    transport, name = NetworkTransport(), f"amp-{uuid4().hex}"
+    description = replace(AMP, name=name, source_id=f"id-{name}")
+
+    def until_heard(outlet: NetworkOutlet, n: int) -> None:
+        deadline = time.monotonic() + 20.0
+        while receiver.arrivals.n_received < n and time.monotonic() < deadline:
+            outlet.push(np.ones((1, 1)), 1.0)
+            receiver.step()
+        assert receiver.arrivals.n_received >= n
+
+    outlet = transport.outlet(description)
+    (found,) = transport.resolve(name=name, timeout_s=10.0)
+    settings = StreamSettings(name=name, source_id=description.source_id, hostname=found.hostname)
+    with Receiver(transport, settings, "eeg") as receiver:
+        until_heard(outlet, 1)
+        outlet.close()
+        with transport.outlet(description) as successor:
+            until_heard(successor, receiver.arrivals.n_received + 1)
+            assert receiver.description.uid == successor.uid
+            assert receiver.arrivals.n_reconnected == 1
+            doubles = Doubles(transport, {"eeg": (settings, lambda: receiver.description)})
+            assert doubles.look() == []
+            with transport.outlet(replace(description, source_id="another")):
+                deadline, news = time.monotonic() + 20.0, doubles.look()
+                while not news and time.monotonic() < deadline:
+                    news = doubles.look()
+            assert [own.began for own in news] == [True]
+            assert "'another'" in news[0].text
