@@ -18,6 +18,7 @@ from rt_mmdf.app.profiling.load import Load, LoadSample
 from rt_mmdf.app.profiling.rows import Row, physics_of
 from rt_mmdf.core.blocks import StageStamps
 from rt_mmdf.core.errors import StreamAmbiguous, StreamDescriptionError, StreamError, StreamNotFound
+from rt_mmdf.lsl.description import clean_label
 from rt_mmdf.lsl.interface import ClockOffset, OffsetProbe, StreamDescription, Transport
 from rt_mmdf.sinks.estimates import COMPANION_COLUMNS
 
@@ -272,6 +273,7 @@ def _row(
     return Row(
         case={
             "solver": found.extra.get("estimate/solver", "unknown"),
+            "backend": None,
             "hop_ms": described["engine/hop_ms"],
             "chunk": known.pop() if len(known) == 1 else None,
             "sfreq": sfreq,
@@ -303,6 +305,7 @@ def _row(
             filter_delay_ms=described["filter/delay_ms"] if math.isfinite(described["filter/delay_ms"]) else None,
             window_ms=None,
             times=times,
+            device_lag=clean_label(str(newest.get("device_lag", "unknown")), 200),
         ),
         overhead={"note_us": None, "cores": own_cores, "cores_at_1000_hops": None},
         complete_hops=decimation <= hop_samples,

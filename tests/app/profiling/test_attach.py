@@ -70,7 +70,15 @@ def test_attached_figures_are_those_that_the_engine_noted(lab: Lab, content: dic
     assert (seen.latency_ms("hear") >= -0.05).all()  # the clocks are known to 0.01 ms
     assert seen.latency_ms("solve").min() == pytest.approx(4.0)
     assert row.case == {
-        **{"solver": "dSPM", "hop_ms": 40.0, "chunk": 5, "sfreq": 250.0, "modalities": "eeg+meg", "n_sources": 1284}
+        **{
+            "solver": "dSPM",
+            "backend": None,
+            "hop_ms": 40.0,
+            "chunk": 5,
+            "sfreq": 250.0,
+            "modalities": "eeg+meg",
+            "n_sources": 1284,
+        }
     }
     assert row.budget_ms == 50.0
     assert row.facts["health_reports"] >= 5
