@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rt_mmdf.acquisition.doubles import Doubles
-from rt_mmdf.acquisition.receiver import SILENT_S, MarkerReceiver, Receiver
+from rt_mmdf.acquisition.receiver import MarkerReceiver, Receiver
 from rt_mmdf.acquisition.settings import StreamSettings
 from rt_mmdf.lsl.interface import ChannelDescription, StreamDescription
 from rt_mmdf.lsl.memory import ManualClock, MemoryTransport
@@ -90,10 +90,12 @@ def test_a_pinned_stream_that_is_lost_is_taken_from_its_host_alone(settings: Str
     for _ in range(4):
         false_one.push(np.full((3, 1), 9.0), np.arange(1.0, 4.0))
         receiver.step()
-        here.clock.advance(SILENT_S + 0.1)
+        here.clock.advance(3.0)
     assert receiver.arrivals.n_received == 0
     true_one = lab.outlet(AMP)
-    receiver.step()
+    for _ in range(2):
+        here.clock.advance(3.0)
+        receiver.step()
     true_one.push(np.ones((3, 1)), np.arange(1.0, 4.0))
     receiver.step()
     assert receiver.arrivals.n_received == 3
