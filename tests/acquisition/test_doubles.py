@@ -9,7 +9,7 @@ from uuid import uuid4
 import numpy as np
 import pytest
 
-from rt_mmdf.acquisition.doubles import Doubles
+from rt_mmdf.acquisition.doubles import Doubles, Others
 from rt_mmdf.acquisition.receiver import MarkerReceiver, Receiver
 from rt_mmdf.acquisition.settings import StreamSettings
 from rt_mmdf.lsl.interface import ChannelDescription, StreamDescription
@@ -31,17 +31,21 @@ def test_a_second_stream_is_told_when_it_comes_and_when_it_goes() -> None:
     here = MemoryTransport()
     own = here.outlet(AMP)
     doubles, receiver = doubles_of(here)
-    assert doubles.look() == []
+    doubles.look()
+    assert doubles.found == {"eeg": Others()}
     other = here.machine("elsewhere").outlet(replace(AMP, source_id="id2\x1b[2J\u202e"))
-    (news,) = doubles.look()
-    assert (news.label, news.began) == ("eeg", True)
-    for part in ("acquisition.eeg: 1 more on this network called 'amp'", "'elsewhere'", "'id2", "stays 'amp'", "'here'"):
-        assert part in news.text
-    assert "source_id and hostname under [acquisition.eeg]" in news.text
-    assert "\x1b" not in news.text
-    assert "\u202e" not in news.text
-    assert doubles.look() == []  # told once
-    assert doubles.found == {"eeg": 1}
+    doubles.look()
+    found = doubles.found["eeg"]
+    assert found.n == 1
+    for part in (
+        "1 more on this network called 'amp'",
+        "Listened to is source_id 'id' on 'here'",
+        "'id2",
+        "host 'elsewhere'",
+    ):
+        assert part in found.text
+    assert "set source_id and hostname under [acquisition.eeg]" in found.text
+    assert found.text.isprintable()
     own.push(np.ones((3, 1)), np.arange(1.0, 4.0))
     other.push(np.full((3, 1), 9.0), np.arange(1.0, 4.0))
     receiver.step()
@@ -49,8 +53,20 @@ def test_a_second_stream_is_told_when_it_comes_and_when_it_goes() -> None:
     assert block is not None
     np.testing.assert_allclose(block.data, np.full((1, 3), 1e-6))  # of the first alone
     other.close()
-    (news,) = doubles.look()
-    assert (news.began, doubles.found) == (False, {"eeg": 0})
+    doubles.look()
+    assert doubles.found == {"eeg": Others()}
+
+
+def test_a_flood_of_doubles_is_a_short_text() -> None:
+    here = MemoryTransport()
+    here.outlet(AMP)
+    doubles, _ = doubles_of(here)
+    for i in range(500):
+        here.outlet(replace(AMP, source_id=f"{i}" * 100))
+    doubles.look()
+    assert doubles.found["eeg"].n == 500
+    assert "and 497 more" in doubles.found["eeg"].text
+    assert len(doubles.found["eeg"].text) < 2000
 
 
 def test_what_could_not_be_mistaken_is_not_told() -> None:
@@ -63,7 +79,8 @@ def test_what_could_not_be_mistaken_is_not_told() -> None:
     both = {kind: StreamSettings(name="amp", type=kind.upper(), resolve_timeout_s=0.1) for kind in ("eeg", "meg")}
     receivers = {kind: Receiver(here, settings, kind) for kind, settings in both.items()}
     doubles = Doubles(here, {k: (both[k], lambda r=r: r.description) for k, r in receivers.items()})
-    assert doubles.look() == []
+    doubles.look()
+    assert doubles.found == {"eeg": Others(), "meg": Others()}
 
 
 def test_one_that_has_come_back_is_no_double() -> None:
@@ -71,10 +88,11 @@ def test_one_that_has_come_back_is_no_double() -> None:
     own = here.outlet(AMP)
     doubles, _ = doubles_of(here)
     own.close()
-    assert doubles.look() == []
+    doubles.look()
+    assert doubles.found == {"eeg": Others()}
     here.outlet(AMP)
-    assert doubles.look() == []
-    assert doubles.found == {"eeg": 0}
+    doubles.look()
+    assert doubles.found == {"eeg": Others()}
 
 
 @pytest.mark.parametrize("settings", [PINNED, PINNED.model_copy(update={"source_id": None})])
@@ -146,10 +164,11 @@ def test_over_the_network_a_pinned_stream_comes_back_and_a_double_is_told() -> N
             assert receiver.description.uid == successor.uid
             assert receiver.arrivals.n_reconnected == 1
             doubles = Doubles(transport, {"eeg": (settings, lambda: receiver.description)})
-            assert doubles.look() == []
+            doubles.look()
+            assert doubles.found["eeg"].n == 0
             with transport.outlet(replace(description, source_id="another")):
-                deadline, news = time.monotonic() + 20.0, doubles.look()
-                while not news and time.monotonic() < deadline:
-                    news = doubles.look()
-            assert [own.began for own in news] == [True]
-            assert "'another'" in news[0].text
+                deadline = time.monotonic() + 20.0
+                while not doubles.found["eeg"].n and time.monotonic() < deadline:
+                    doubles.look()
+            assert doubles.found["eeg"].n == 1
+            assert "'another'" in doubles.found["eeg"].text
