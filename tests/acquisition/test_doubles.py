@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rt_mmdf.acquisition.doubles import Doubles
-from rt_mmdf.acquisition.receiver import SILENT_S, MarkerReceiver, Receiver
+from rt_mmdf.acquisition.receiver import LOOK_AFTER_S, MarkerReceiver, Receiver
 from rt_mmdf.acquisition.settings import StreamSettings
 from rt_mmdf.lsl.interface import ChannelDescription, StreamDescription
 from rt_mmdf.lsl.memory import ManualClock, MemoryTransport
@@ -87,7 +87,7 @@ def test_a_pinned_stream_that_is_lost_is_taken_from_its_host_alone(settings: Str
     for _ in range(4):
         false_one.push(np.full((3, 1), 9.0), np.arange(1.0, 4.0))
         receiver.step()
-        here.clock.advance(SILENT_S + 0.1)
+        here.clock.advance(LOOK_AFTER_S + 0.1)
     assert receiver.arrivals.n_received == 0
     true_one = lab.outlet(AMP)
     receiver.step()
