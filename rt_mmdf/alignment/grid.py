@@ -14,6 +14,7 @@ from pydantic import Field
 from rt_mmdf.alignment.arrival import Timing, timeline_of
 from rt_mmdf.alignment.resampler import FractionalResampler
 from rt_mmdf.alignment.time_map import TimeMap
+from rt_mmdf.alignment.timeline import MAX_BACKWARD_S, Placement
 from rt_mmdf.core.blocks import MISSING, Flag, Float32, Float64, RawBlock, SensorBlock
 from rt_mmdf.core.channels import Channels, Modality
 from rt_mmdf.core.errors import ConfigurationError, StreamDescriptionError
@@ -41,6 +42,9 @@ class AlignmentSettings(Settings):
 REPORT_INTERVAL_S = 0.25
 ASIDE_S = 5.0
 """A stream whose stamps made no sense is begun anew after so long."""
+MOST_AHEAD_S = 0.05
+"""A sample that comes sooner than this before its own time tells that the sender's clock was set ahead; senders that stamp a
+chunk into the future stay below."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +138,7 @@ class _Lane:
         self.grid_missing = 0
         self.wanted = 0  # see `Aligner.wanted`
         self.new_hole = True  # the next sample on the grid comes after a hole, or is the first
+        self._doubtful = False  # nobody knows where the next sample belongs
         self.absent: frozenset[str] = frozenset()  # channels that the stream does not have now
         self.fault = ""  # why nothing of it can be used now
         self.retry_at = math.inf  # receiving time from which on it is tried anew
@@ -197,7 +202,12 @@ class _Lane:
                 if not self.map.ready:
                     self._bend(int(placement.index[0]))
                 self._append(placement.index, block, placement.keep)
+                if self._doubtful:
+                    self._valid[int(placement.index[0]) - self.base] = False
+                    self._doubtful = False
                 self.lag_s = float(block.received[placement.keep[-1]]) - self.device_delay - self.newest_time
+            if len(placement.keep) < placement.consumed:
+                self._look_at_dropped(block, placement)
             if placement.knot:
                 self._bend(self.timeline.next_index)
             if placement.consumed == block.n_times:
@@ -210,6 +220,21 @@ class _Lane:
                     block.data[:, at:], block.stamps[at:], block.received[at:], block.first + at, block.lost
                 )
 
+    def _look_at_dropped(self, block: RawBlock, placement: Placement) -> None:
+        """Samples are dropped where their stamps have been seen. If they are not what came with those stamps, it is the
+        stamps that are wrong, nobody knows where the samples that follow belong, and they are not joined to those before.
+        """
+        dropped = np.delete(np.arange(placement.consumed), placement.keep)
+        start = max(0, self.stop - self.base - round(MAX_BACKWARD_S * self.spec.sfreq) - len(placement.keep))
+        seen = {column.tobytes() for column in self._data[start : self.stop - self.base]}
+        if all(np.ascontiguousarray(block.data[:, k]).tobytes() in seen for k in dropped):
+            return
+        following = placement.index[placement.keep > dropped[0]]
+        if len(following):
+            self._valid[int(following[0]) - self.base] = False
+        else:
+            self._doubtful = True
+
     def _bend(self, index: int) -> None:
         sender = self.timeline.sender_time(index)
         interval = (1 + self.timeline.rate_error) / self.spec.sfreq * (1 + self.clock.drift)
@@ -219,6 +244,7 @@ class _Lane:
 
     def _invalidate(self) -> None:
         self._valid[: self.stop - self.base] = False
+        self.new_hole = True  # even where the grid meets no sample of the past any more
 
     def _append(self, index: NDArray[np.int64], block: RawBlock, keep: NDArray[np.intp]) -> None:
         first, last = int(index[0]), int(index[-1])
@@ -550,7 +576,8 @@ class Aligner:
             flags[after_hole] |= np.uint32(Flag.GAP)
             lane.new_hole = not usable[-1]
             apart = abs(lane.map.time_at(position[-1]) - times[-1])  # more than rounding only where samples are paired
-            if lane.uncertainty > self.settings.uncertain_ms * 1e-3 or apart > 0.75 / self.sfreq:
+            impossible = lane.lag_s - min(0.0, lane.spec.lag_s) < -MOST_AHEAD_S
+            if lane.uncertainty > self.settings.uncertain_ms * 1e-3 or apart > 0.75 / self.sfreq or impossible:
                 flags |= np.uint32(Flag.CLOCK_UNCERTAIN)
         absent = frozenset[str]().union(*(lane.absent for lane in self._lanes))
         block = SensorBlock(self.channels, np.vstack(rows), times, flags, received, self._next_hop * self.hop, absent)
