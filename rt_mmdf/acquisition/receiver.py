@@ -135,7 +135,8 @@ class Receiver:
 
     liblsl goes on by itself with an outlet that comes back under the same name, type, source id, number of channels and
     format, and says nothing of it, though the channels may be others: after a gap that is long enough for that the network
-    is asked, before any sample is taken for what the last description says.
+    is asked, before any sample is taken for what the last description says. It would take one from any host: where the
+    settings name a host, it may not, and the stream is looked for here.
 
     Parameters
     ----------
@@ -171,7 +172,9 @@ class Receiver:
         self._transport = transport
         self._signal = signal
         self._buffer_s = max(settings.buffer_s, LEAST_BUFFER_S)
-        self._inlet: Inlet | None = transport.inlet(select_stream(transport, settings, label), buffer_s=self._buffer_s)
+        self._inlet: Inlet | None = transport.inlet(
+            select_stream(transport, settings, label), buffer_s=self._buffer_s, recover=settings.hostname is None
+        )
         self._description = self._inlet.description
         try:
             self._selection = interpret(self._description, settings, label)
@@ -333,8 +336,9 @@ class Receiver:
             self._open(found[0])
 
     def _open(self, stream: StreamDescription) -> None:
+        recover = self.settings.hostname is None
         try:  # what it sends while it is being opened is lost either way: do not wait until that is over
-            inlet = self._transport.inlet(stream, buffer_s=self._buffer_s, from_now=False)
+            inlet = self._transport.inlet(stream, buffer_s=self._buffer_s, from_now=False, recover=recover)
         except StreamNotFound:
             return
         except StreamDescriptionError as error:
@@ -544,7 +548,8 @@ class MarkerReceiver:
         return "" if self._description is None else self._description.uid
 
     def _open(self, stream: StreamDescription) -> None:
-        self._inlet = self._transport.inlet(stream, buffer_s=self._settings.buffer_s)
+        pinned = self._settings.hostname is not None  # liblsl would take it from any host
+        self._inlet = self._transport.inlet(stream, buffer_s=self._settings.buffer_s, recover=not pinned)
         self.n_reconnected += self._description is not None
         self._description, self.problem = self._inlet.description, ""
 

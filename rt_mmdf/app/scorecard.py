@@ -225,6 +225,8 @@ def _render(card: Scorecard) -> RenderableType:
         str(card.extra.get("alignment_source")), ""
     )
     table.add_row("alignment", _figures(card.alignment_ms, "ms", 3), source)
+    if device_lag := card.extra.get("device_lag"):
+        table.add_row("device lag", f"lag {device_lag}" if device_lag == "unknown" else str(device_lag), "of the stamps")
     if files := card.extra.get("files"):
         lost = Text.assemble(f"{files['written']} written, ", _count(files["lost"]), " lost")
         table.add_row("estimates in files", lost, str(files["error"] or ""))

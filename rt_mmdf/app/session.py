@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from rt_mmdf.acquisition.device_lag import tell_lags
 from rt_mmdf.acquisition.receiver import Arrivals
 from rt_mmdf.app.budget import affordable, with_fallback
 from rt_mmdf.app.engine import Engine
@@ -210,6 +211,7 @@ class Session:
                 "engine/session": settings.name,
                 "engine/hop_ms": f"{1e3 * self.intake.hop / self.intake.sfreq:.6g}",
                 "engine/budget_ms": f"{settings.budget_ms:g}",
+                "engine/device_lag": tell_lags(self.intake.lags),
                 **({} if self.fallback is None else {"engine/fallback": self.fallback.solver_name}),
                 **streams_of(settings),
             },
@@ -351,7 +353,10 @@ class Session:
                 "chunk": arrivals.newest_chunk,
                 "nonfinite": arrivals.n_nonfinite,
                 "reconnected": arrivals.n_reconnected,
+                "doubles": 0 if self.intake.doubles is None else self.intake.doubles.found[modality.value],
                 "queue": receiver.ring.n_waiting,
+                **{key: getattr(self.intake.lags[modality], key) for key in ("lag_ms", "lag_uncertainty_ms", "lag_against")},
+                "lag_told": str(self.intake.lags[modality]),
                 **(asdict(clock) if clock is not None else {}),
             }
         return {
@@ -391,7 +396,7 @@ class Session:
             "latency_histogram": self.latency.histogram("lateness"),
             "filter_delay_ms": self.filter_delay_ms,
             "look_ahead_ms": self.intake.aligner.look_ahead_s * 1e3,
-            "device_lag": "unknown",
+            "device_lag": tell_lags(self.intake.lags),
             "flags": {flag.name: n for flag, n in self.engine.chain.flag_counts.items() if n},
             "operators_waiting": self.operators.n_waiting,
             "operators_failed": self.operators.failed,

@@ -67,6 +67,7 @@ def one_line(status: dict[str, Any]) -> str:
         parts.append(f"latency p50 {latency['p50']:.1f} p99 {latency['p99']:.1f} ms, {status['missed_deadlines']} late")
     if math.isfinite(status["alignment_uncertainty_ms"] or math.inf):
         parts.append(f"alignment ±{status['alignment_uncertainty_ms']:.2f} ms")
+    parts.append(f"device lag {status['device_lag']}")
     if (fallback := status["budget"]["fallback"]) is not None and fallback["active"]:
         parts.append(f"fallback {fallback['solver']}")
     if n_lasting := status["incidents"]["n_lasting"]:
@@ -107,8 +108,9 @@ def status_table(status: dict[str, Any]) -> Group:
     figures.add_row(
         "latency", Text.assemble(f"p50 {latency['p50']:.1f}, p99 {latency['p99']:.1f}, max {latency['max']:.1f} ms; ", late)
     )
-    physics = f"{status['look_ahead_ms']:.0f} ms look-ahead, {status['filter_delay_ms']:.0f} ms filter, device lag unknown"
+    physics = f"{status['look_ahead_ms']:.0f} ms look-ahead, {status['filter_delay_ms']:.0f} ms filter"
     figures.add_row("physics adds", physics)
+    figures.add_row("device lag", Text(status["device_lag"], style="" if known_lag(status) else "yellow"))
     if (fallback := status["budget"]["fallback"]) is not None and fallback["changes"]:
         now = "images now" if fallback["active"] else "has imaged"
         figures.add_row("fallback", Text(f"{fallback['solver']} {now}, {fallback['changes']} changes", style="bold yellow"))
@@ -130,6 +132,13 @@ def status_table(status: dict[str, Any]) -> Group:
         figures.add_row("incidents", Text(_lasting(status), style="bold yellow"))
     figures.add_row("load", f"{status['cpu_cores']:.2f} cores, {status['rss_mb']:.0f} MB")
     return Group(streams, Text(""), figures)
+
+
+def known_lag(status: dict[str, Any]) -> bool:
+    """Whether the lag of each device, or its difference to that of a reference, is known."""
+    streams = status["streams"].values()
+    references = {stream["lag_against"] for stream in streams if stream["lag_ms"] is not None}
+    return all(stream["lag_ms"] is not None or m in references for m, stream in status["streams"].items())
 
 
 def _lasting(status: dict[str, Any]) -> str:

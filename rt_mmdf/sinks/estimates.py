@@ -32,7 +32,8 @@ class EstimateDescription:
     sfreq : rate of the estimates before any reduction, Hz
     filter_delay_ms : by how much the filters delay what an estimate images; its stamp is the sensor time without this delay
     more : further leaves of the description, by path: what the engine says of itself (``engine/session``, ``engine/hop_ms``,
-        ``engine/budget_ms``) and which other streams it publishes or hears (``streams/health``, ``streams/sensors``,
+        ``engine/budget_ms``, ``engine/device_lag``: the devices' own lags, in words) and which other streams it publishes or
+        hears (``streams/health``, ``streams/sensors``,
         ``streams/second``, ``streams/averages/EVENT``, ``streams/marks``; those that it does not publish are left out)
     """
 

@@ -13,12 +13,14 @@ JSON in ASCII; a number that is not known is ``null``. Times are seconds on the 
     newest arrival), ``silent`` (for more than 2 s), ``stalled`` (for longer than is usual, see
     ``incidents``), ``missing_now`` (samples of the newest hop lack it), ``chunk``
     (samples of the newest pull), ``queue`` (samples that wait), ``nonfinite`` (samples with NaN), ``reconnected``
-    (times); and, once its clock is known, the fields of `rt_mmdf.alignment.grid.LaneReport`: ``offset`` (s, of the
-    sender's clock), ``offset_uncertainty_ms``, ``drift_ppm``, ``drift_uncertainty_ppm`` (of the sender's clock),
-    ``rate_error_ppm``, ``rate_uncertainty_ppm`` (of the sampling clock), ``jitter_ms``, ``uncertainty_ms``,
-    ``arrival_lag_ms``, ``missing`` (grid samples without it), ``clock_steps``, and ``counts``: ``received``, ``gaps``,
-    ``lost`` (samples in them), ``duplicates``, ``backward``, ``bad_stamps``, ``restarts``. Uncertainties are two
-    standard deviations
+    (times), ``doubles`` (other streams of its name on the network, none of which is used); ``lag_ms`` (the device's own
+    lag, which is subtracted; null: unknown), ``lag_uncertainty_ms``, ``lag_against`` (what it was measured against),
+    ``lag_told`` (all that in words); and, once its clock is known, the fields of
+    `rt_mmdf.alignment.grid.LaneReport`: ``offset`` (s, of the sender's clock), ``offset_uncertainty_ms``, ``drift_ppm``,
+    ``drift_uncertainty_ppm`` (of the sender's clock), ``rate_error_ppm``, ``rate_uncertainty_ppm`` (of the sampling
+    clock), ``jitter_ms``, ``uncertainty_ms``, ``arrival_lag_ms``, ``missing`` (grid samples without it), ``clock_steps``,
+    and ``counts``: ``received``, ``gaps``, ``lost`` (samples in them), ``duplicates``, ``backward``, ``bad_stamps``,
+    ``restarts``. Uncertainties are two standard deviations
 ``alignment_uncertainty_ms``
     of the time between the modalities
 ``bad_channels``
@@ -46,7 +48,7 @@ JSON in ASCII; a number that is not known is ``null``. Times are seconds on the 
 ``latency_histogram``
     of ``lateness`` since the start-up: ``edges_ms`` and the ``counts`` between them (one less)
 ``filter_delay_ms``, ``look_ahead_ms``, ``device_lag``
-    what physics adds
+    what physics adds; the last in words, ``unknown`` where no device's own lag is
 ``flags``
     samples with each flag since the start, by name
 ``overwritten_samples``, ``operators_waiting``, ``operators_failed``, ``files``, ``cpu_cores``, ``rss_mb``

@@ -105,7 +105,9 @@ def test_counters() -> None:
 class Unrecoverable(MemoryTransport):
     """As the network is without source ids: a pull from an outlet that is gone raises."""
 
-    def inlet(self, description: StreamDescription, *, buffer_s: float = 360.0, from_now: bool = True) -> Any:
+    def inlet(
+        self, description: StreamDescription, *, buffer_s: float = 360.0, from_now: bool = True, recover: bool = True
+    ) -> Any:
         inlet = super().inlet(description, buffer_s=buffer_s)
         pull = inlet.pull
 
