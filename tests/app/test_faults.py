@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import mne
 import numpy as np
 import pytest
 
-from rt_mmdf.app.engine import GIVE_UP_S
+from rt_mmdf.app.engine import FAILED_HOPS, GIVE_UP_S
 from rt_mmdf.app.session import Session
 from rt_mmdf.core.blocks import Flag, SourceEstimate
 from rt_mmdf.core.channels import Modality
@@ -18,6 +20,7 @@ from rt_mmdf.headmodel.head import HeadModel
 from rt_mmdf.lsl.interface import ChannelDescription, StreamDescription
 from rt_mmdf.lsl.memory import ManualClock, MemoryTransport
 from rt_mmdf.runtime.suspension import Suspension
+from rt_mmdf.solvers.network import NetworkSolver
 
 Lab = Any  # the fixture's class lives in conftest.py
 SFREQ = 250.0
@@ -471,6 +474,42 @@ def test_but_not_while_something_is_recorded(moody: Any, tmp_path: Any) -> None:
     live.session.recorder.close()
     samples = live.session.recorder.status()["samples"]
     assert [samples["eeg"], samples["meg"]] == [live.eeg.n_sent, live.meg.n_sent]
+
+
+def test_a_fallback_takes_over_from_a_solver_that_raises_and_gives_way_when_it_is_well(
+    lab: Lab,
+    small_content: Callable[..., dict[str, Any]],
+    models: Path,
+    small_recording: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It raises between 0.5 and 0.9 s."""
+    lab.publish_recording(mne.io.read_raw_fif(small_recording, preload=True, verbose="ERROR"))
+    content = {key: value for key, value in small_content("a").items() if key != "head"} | {
+        "preprocessing": {"bad_channels": {"enabled": False}, "filters": {"band_pass": {"low_hz": 1.0, "high_hz": 40.0}}},
+        "solver": {"model": str(models / "mmdf")},
+        "budget": {"when_late": "fallback", "return_after_s": 0.5, "measure": False},
+    }
+    estimates: list[SourceEstimate] = []
+    session = lab.session(content, on_estimate=estimates.append)
+    began, solve = lab.clock.now(), NetworkSolver.__call__
+
+    def moody(self: NetworkSolver, window: np.ndarray, n_new: int) -> np.ndarray:
+        if 0.5 < lab.clock.now() - began < 0.9:
+            raise FloatingPointError("a bad day")
+        return solve(self, window, n_new)
+
+    monkeypatch.setattr(NetworkSolver, "__call__", moody)
+    lab.looks.append(lambda seconds: session.watch.look())
+    lab.run(session)
+    invalid = [bool(has(e.flags, Flag.INVALID).any()) for e in estimates]
+    fallen = [bool(has(e.flags, Flag.FALLBACK).any()) for e in estimates]
+    assert sum(invalid) == FAILED_HOPS == session.engine.counts.failed
+    first = invalid.index(True)
+    assert all(fallen[first + FAILED_HOPS : first + FAILED_HOPS + 20])
+    assert not any(fallen[:first] + fallen[-20:])
+    assert np.isfinite(np.hstack([e.data for e, bad in zip(estimates, invalid, strict=True) if not bad])).all()
+    assert {"solver": 1, "fallback": 1}.items() <= session.incidents.counts.items()
 
 
 def test_a_stage_that_raises_costs_its_hop(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
