@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rt_mmdf.acquisition.clockwatch import ClockWatch
-from rt_mmdf.acquisition.device_lag import lag_of
+from rt_mmdf.acquisition.device_lag import DeviceLag, lag_of
 from rt_mmdf.acquisition.doubles import INTERVAL_S, Doubles
 from rt_mmdf.acquisition.receiver import Epoch, Receiver, survey
 from rt_mmdf.alignment.grid import AlignedHop, Aligner, StreamSpec
@@ -111,13 +111,7 @@ class Intake:
         self._in_use = {m: receiver for m, receiver in receivers.items() if len(self._rows[m])}
         self.lags = {m: lag_of(receiver.settings, receiver.description) for m, receiver in receivers.items()}
         for m, lag in self.lags.items():
-            if lag.problem:
-                logger.warning(
-                    "acquisition.%s.lag_ms is not used, so the lag of this device is unknown: it was %s. Measure it anew "
-                    "(rt-mmdf calibrate --sync), or delete lag_device where it is the same device under another name.",
-                    m,
-                    lag.problem,
-                )
+            _tell_problem(m, lag)
             if (drift := receivers[m].settings.lag_drift_ppm) is not None and lag.lag_ms is not None:
                 logger.warning(
                     "acquisition.%s: its lag drifted by %+.0f ppm (%+.1f ms a minute) while it was measured, so lag_ms = %g "
@@ -204,7 +198,7 @@ class Intake:
                 continue
             for part in self._split(receiver, block):
                 if isinstance(part, Epoch):
-                    self.aligner.renew(modality, part.sfreq, part.absent, new_clock=part.new_clock)
+                    self._renew(modality, receiver, part)
                 else:
                     self.overwritten += part.lost
                     self.aligner.add(modality, self._wanted(modality, part))
@@ -215,6 +209,20 @@ class Intake:
             following = self.aligner.advance(self._clock.now())
             yield hop, following is None
             hop = following
+
+    def _renew(self, modality: Modality, receiver: Receiver, epoch: Epoch) -> None:
+        lag = lag_of(receiver.settings, receiver.description)
+        if lag != self.lags[modality]:  # another device
+            self.lags[modality] = lag
+            _tell_problem(modality, lag)
+        self.aligner.renew(
+            modality,
+            epoch.sfreq,
+            epoch.absent,
+            new_clock=epoch.new_clock,
+            lag_s=lag.seconds,
+            lag_uncertainty_s=1e-3 * (lag.lag_uncertainty_ms or 0.0),
+        )
 
     @staticmethod
     def _split(receiver: Receiver, block: RawBlock | None) -> Iterator[RawBlock | Epoch]:
@@ -249,6 +257,16 @@ class Intake:
                     "them through the firewalls of both machines."
                 )
         return "samples arrive and clocks are measured, but the streams do not overlap in time; look at their time stamps."
+
+
+def _tell_problem(modality: Modality, lag: DeviceLag) -> None:
+    if lag.problem:
+        logger.warning(
+            "acquisition.%s.lag_ms is not used, so the lag of this device is unknown: it was %s. Measure it anew "
+            "(rt-mmdf calibrate --sync), or delete lag_device where it is the same device under another name.",
+            modality,
+            lag.problem,
+        )
 
 
 def _cut(block: RawBlock, n_before: int) -> tuple[RawBlock, RawBlock | None]:

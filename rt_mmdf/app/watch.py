@@ -38,11 +38,11 @@ COUNTED = {
 class Watch:
     """What has begun and what is over, of everything that a session knows of itself.
 
-    The kinds: ``stall``, ``late``, ``stream_gone``, ``stream_unusable``, ``stream_changed``, ``gap``, ``clock_step``,
-    ``drift``, ``future_stamps``, ``duplicate_stamps``, ``backward_stamps``, ``bad_stamps``, ``nonfinite``,
-    ``bad_channels``, ``double`` (another stream of its name) of a stream; ``skipped_hops``, ``missed_deadlines``,
-    ``solver``, ``fallback``, ``backend``, ``operators``, ``overwritten`` of the engine; ``worker`` (a thread raised, and
-    goes on or not), ``disk``, ``suspended``, ``file_handles``, ``memory`` of the process.
+    The kinds, of a stream: ``stall``, ``late``, ``stream_gone``, ``stream_unusable``, ``stream_changed``, ``gap``,
+    ``clock_step``, ``double``, ``drift``, ``future_stamps``, ``unaligned``, ``duplicate_stamps``, ``backward_stamps``,
+    ``bad_stamps``, ``nonfinite``, ``bad_channels``; of the engine: ``skipped_hops``, ``missed_deadlines``, ``solver``,
+    ``fallback``, ``backend``, ``operators``, ``overwritten``, ``publish``; of what is written: ``disk``, ``not_recorded``;
+    of the process: ``worker`` (a thread raised, and goes on or not), ``suspended``, ``file_handles``, ``memory``.
 
     Parameters
     ----------
