@@ -12,6 +12,7 @@ import mne
 
 from rt_mmdf.app.intake import grid_rate
 from rt_mmdf.app.settings import SessionSettings
+from rt_mmdf.backends.interface import GpuWatch
 from rt_mmdf.core.channels import Channels, ChannelType, Modality
 from rt_mmdf.core.errors import ConfigurationError, HeadModelError, RecordingError
 from rt_mmdf.headmodel.head import HeadModel, load_head
@@ -203,7 +204,13 @@ class Imaging:
         told = {"name": "torch", "precision": "fp32", "device": "cpu", "fallen_back": None}
         if choice is not None:
             told = {key: value for key, value in choice.as_dict().items() if key in told}
-        return {"backend": told, "lag_ms": self.model.lag_ms, "windows": refreshed.taken, "late_windows": refreshed.late}
+        return {
+            "backend": told,
+            "gpu_ms": self.model.gpu_watch.as_dict() if self.model.gpu_watch else None,
+            "lag_ms": self.model.lag_ms,
+            "windows": refreshed.taken,
+            "late_windows": refreshed.late,
+        }
 
     def workers(self, on_failure: Callable[[], None]) -> list[Worker]:
         """The thread that looks at windows for a model whose solver lags; not yet started."""
@@ -370,6 +377,7 @@ def _trained_network(
         lag_ms=settings.solver.lag_ms,
         backend=settings.solver.backend,
         precision=settings.solver.precision,
+        gpu_watch=GpuWatch(settings.solver.nvtx) if settings.solver.gpu_times else None,
     )
 
 

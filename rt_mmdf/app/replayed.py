@@ -23,7 +23,7 @@ END_S = 10.0
 
 def replayed_session(
     prefix: str,
-    solver: Mapping[str, str],
+    solver: Mapping[str, Any],
     *,
     recording: Path | None,
     head: Path | None = None,

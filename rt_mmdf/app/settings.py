@@ -24,6 +24,13 @@ class AverageSettings(AveragingSettings):
     markers: StreamSettings
     """The stream of the events, [average.markers]: text, or one number per event. It may come and go."""
 
+    @field_validator("markers")
+    @classmethod
+    def _of_its_own_clock(cls, markers: StreamSettings) -> StreamSettings:
+        if markers.lag_ms is not None or markers.stamps == "arrival":
+            raise ValueError("events count from their own stamps: lag_ms and stamps = 'arrival' are for sensors only")
+        return markers
+
 
 class BudgetSettings(Settings):
     """The section ``[budget]``: what is done where ``budget_ms`` cannot be met."""
@@ -36,9 +43,11 @@ class BudgetSettings(Settings):
     largest_hop_ms: float = Field(default=100.0, gt=0, le=1000)
     fallback: Literal["MNE", "eLORETA"] = "MNE"
     """A linear kernel of the same unit as the models, A m: who listens needs no other scale."""
-    when_late: Literal["skip", "fallback"] = "skip"
-    """While it runs. ``skip``: image the newest hop, count those that were left out. ``fallback``: that, and after `misses`
-    image with `fallback` (flag FALLBACK) until there was no miss for `return_after_s`."""
+    when_late: Literal["skip", "join", "fallback"] = "skip"
+    """While it runs. ``skip``: image the newest hop, count those that were left out. ``join``: image what waits in one call,
+    up to `largest_hop_ms` of it, and leave out only what is beyond; each hop is published by itself, as late as it is.
+    ``fallback``: skip, and after `misses` image with `fallback` (flag FALLBACK) until there was no miss for
+    `return_after_s`."""
     misses: int = Field(default=20, ge=1)
     """So many hops that were skipped or later than the budget, for which the engine itself is to blame ..."""
     within_s: float = Field(default=5.0, gt=0)

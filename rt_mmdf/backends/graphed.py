@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rt_mmdf.backends.interface import BackendUnavailable, Float32, Precision, Runner, Task, describe
+from rt_mmdf.backends.interface import BackendUnavailable, Float32, GpuWatch, Precision, Runner, Task, describe
 from rt_mmdf.core.errors import SolverError
 
 SIZES = (1, 16)
@@ -22,6 +23,8 @@ REPLAY_TOLERANCE = 1e-3
 """Largest difference between a replay and the eager run, as a part of the largest moment: a capture that went wrong (another
 device, an empty graph) is off by all of it; kernels chosen anew for the same product differ by rounding only."""
 REMEDY = "It needs an NVIDIA GPU, its driver, and a torch that is built with CUDA: pip install torch"
+
+STAGES, N_TIMED = ("copy in", "compute", "copy out"), 50
 
 
 @dataclass(eq=False)
@@ -73,6 +76,7 @@ class GraphedRunner(Runner):
         with self._on_gpu("memory cannot be had"):
             self._operands = tuple(torch.zeros(shape, device=self._where) for shape in task.shapes)
             self._slots = [self._slot(n) for n in SIZES]
+        self._watch: GpuWatch | None = None
 
     def _slot(self, n: int) -> Slot:
         wide, long = (n, self._task.n_channels), (n, self._task.n_sources)
@@ -130,6 +134,39 @@ class GraphedRunner(Runner):
                 own.copy_(torch.from_numpy(operand), non_blocking=True)
             self._stream.synchronize()  # from ordinary memory: it must not change before it is copied
 
+    def watch(self, watch: GpuWatch) -> None:
+        with self._on_gpu("cannot be timed"), torch.inference_mode():
+            for slot in self._slots:
+                parts = np.array([self._parts_ms(slot) for _ in range(N_TIMED)])
+                watch.stages_ms[slot.n] = dict(zip(STAGES, np.median(parts, axis=0).tolist(), strict=True))
+        self._watch = watch
+
+    def _parts_ms(self, slot: Slot) -> list[float]:
+        """Copy in, computing and copy out of one eager run."""
+        marks = [self._mark()]
+        for part in (
+            lambda: slot.given.copy_(slot.host_in, non_blocking=True),
+            lambda: self._enqueue(slot),
+            lambda: slot.host_out.copy_(slot.said, non_blocking=True),
+        ):
+            part()
+            marks.append(self._mark())
+        self._stream.synchronize()
+        return [begin.elapsed_time(end) for begin, end in pairwise(marks)]
+
+    def _mark(self) -> Any:
+        mark = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        mark.record(self._stream)
+        return mark
+
+    def _replay_watched(self, slot: Slot, watch: GpuWatch) -> None:
+        with torch.cuda.nvtx.range(f"{self._task.name}, {slot.n} samples") if watch.nvtx else nullcontext():
+            begin = self._mark()
+            slot.graph.replay()
+            end = self._mark()
+            end.synchronize()
+        watch.ms.append(begin.elapsed_time(end))
+
     def __call__(self, samples: Float32) -> Float32:
         moments = np.empty((len(samples), self._task.n_sources), np.float32)
         done = 0
@@ -138,7 +175,10 @@ class GraphedRunner(Runner):
                 slot = next((slot for slot in self._slots if slot.n >= len(samples) - done), self._slots[-1])
                 n = min(slot.n, len(samples) - done)
                 slot.host_in.numpy()[:n] = samples[done : done + n]
-                slot.graph.replay()
+                if self._watch is None:
+                    slot.graph.replay()
+                else:
+                    self._replay_watched(slot, self._watch)
                 self._stream.synchronize()
                 moments[done : done + n] = slot.host_out.numpy()[:n]
                 done += n

@@ -10,8 +10,9 @@ matrices of a prior) enters as operands, so that one compiled network serves eve
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Literal, get_args
 
@@ -60,6 +61,28 @@ class Task:
         return tuple(OPERANDS.format(i) for i in range(len(self.shapes)))
 
 
+@dataclass(eq=False)
+class GpuWatch:
+    """What is asked of a GPU beside moments, for profiles; processors know nothing of it.
+
+    nvtx : each call is a range of NVTX, which Nsight shows under the name of the task
+    ms : of the newest calls, from the copy in to the copy out, by CUDA events
+    stages_ms : median of copy in, computing and copy out apart, by the number of samples of a graph; each run by itself, as
+        a graph cannot be looked into
+    """
+
+    nvtx: bool = False
+    ms: deque[float] = field(default_factory=lambda: deque(maxlen=4096))
+    stages_ms: dict[int, dict[str, float]] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any] | None:
+        """For reports; None where no GPU was called."""
+        if not self.ms:
+            return None
+        p50, p99, largest = np.percentile(np.array(self.ms), (50, 99, 100)).tolist()
+        return {"n": len(self.ms), "p50": p50, "p99": p99, "max": largest, "stages": self.stages_ms}
+
+
 class Runner(ABC):
     """A task on one backend with buffers, and on a GPU a stream, of its own; warm once built. For one thread.
 
@@ -87,6 +110,9 @@ class Runner(ABC):
         SolverError
             The device has failed. Nothing that it said since is handed out.
         """
+
+    def watch(self, watch: GpuWatch) -> None:  # noqa: B027  # there is nothing to see on a processor
+        """Have what CUDA events say of each call from now on noted in `watch`."""
 
     def close(self) -> None:  # noqa: B027  # those on the processor hold nothing
         """Give back what it holds on a device; it cannot be called any more."""

@@ -29,6 +29,15 @@ class Modality(StrEnum):
     MEG = "meg"
 
 
+class Backend(StrEnum):
+    """What models run on."""
+
+    TORCH = "torch"
+    TORCH_CUDA = "torch-cuda"
+    ONNXRUNTIME = "onnxruntime"
+    TENSORRT = "tensorrt"
+
+
 class Spacing(StrEnum):
     """Sources of the template head."""
 
@@ -50,6 +59,10 @@ def profile(
             help="MNE, dSPM, sLORETA, eLORETA, LCMV, or a model's name or folder. \\[default: the best model, dSPM]",
             rich_help_panel=WHAT,
         ),
+    ] = None,
+    backend: Annotated[
+        list[Backend] | None,
+        typer.Option(help="That models run on. \\[default: the fastest that is true]", rich_help_panel=WHAT),
     ] = None,
     hop_ms: Annotated[
         list[float] | None, typer.Option("--hop", help="Milliseconds imaged at once. \\[default: 10]", rich_help_panel=WHAT)
@@ -82,6 +95,9 @@ def profile(
     ] = None,
     head: Annotated[Path | None, typer.Option(help="Head model for FILE, made by `rt-mmdf head`.")] = None,
     noise_cov: Annotated[Path | None, typer.Option(help="Noise covariance for FILE (-cov.fif).")] = None,
+    nvtx: Annotated[
+        bool, typer.Option("--nvtx", help="Name each call of a GPU for Nsight (nsys profile rt-mmdf profile ... --nvtx).")
+    ] = False,
     attach: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Listen to the running engine of that name.", rich_help_panel=INSTEAD),
@@ -120,8 +136,15 @@ def profile(
 
     if budget is not None and not budget > 0:
         raise ConfigurationError(f"--budget {budget:g}: milliseconds above 0 are expected.")
-    chosen: dict[str, object] = {"FILE": recording, "--solver": solver, "--hop": hop_ms, "--chunk": chunk, "--rate": rate}
-    chosen |= {"--modality": modality, "--sources": sources, "--head": head, "--noise-cov": noise_cov}
+    chosen: dict[str, object] = {
+        "FILE": recording,
+        "--solver": solver,
+        "--backend": backend,
+        "--hop": hop_ms,
+        "--chunk": chunk,
+        "--rate": rate,
+    }
+    chosen |= {"--nvtx": nvtx, "--modality": modality, "--sources": sources, "--head": head, "--noise-cov": noise_cov}
     given = [name for name, value in chosen.items() if value]
     if compare is not None:
         others: dict[str, object] = {
@@ -150,6 +173,8 @@ def profile(
     else:
         content = {
             "solvers": solver,
+            "backends": [b.value for b in backend or ()],
+            "nvtx": nvtx,
             "hop_ms": hop_ms,
             "chunks": chunk,
             "rates": rate,

@@ -107,8 +107,11 @@ class NetworkTransport:
         """Publish a stream. `hostname` and `uid` of the description are ignored: liblsl fills in its own."""
         return NetworkOutlet(description, chunk_size, buffer_s)
 
-    def inlet(self, description: StreamDescription, *, buffer_s: float = 360.0, from_now: bool = True) -> NetworkInlet:
-        """Subscribe to exactly this outlet (by its uid); for `from_now` see `rt_mmdf.lsl.interface.Transport`.
+    def inlet(
+        self, description: StreamDescription, *, buffer_s: float = 360.0, from_now: bool = True, recover: bool = True
+    ) -> NetworkInlet:
+        """Subscribe to exactly this outlet (by its uid); for `from_now` and `recover` see
+        `rt_mmdf.lsl.interface.Transport`.
 
         Raises
         ------
@@ -117,7 +120,7 @@ class NetworkTransport:
         StreamDescriptionError
             Its description cannot be used.
         """
-        return NetworkInlet(_bound_info(description), buffer_s, from_now=from_now)
+        return NetworkInlet(_bound_info(description), buffer_s, from_now=from_now, recover=recover)
 
     def offset_probe(self, description: StreamDescription) -> NetworkOffsetProbe:
         """A second inlet of the same outlet, for its clock alone: the clock and the data of one inlet share a lock."""
@@ -212,11 +215,11 @@ class NetworkInlet:
     receiver does.
     """
 
-    def __init__(self, info: _BaseStreamInfo, buffer_s: float, *, from_now: bool = True) -> None:
+    def __init__(self, info: _BaseStreamInfo, buffer_s: float, *, from_now: bool = True, recover: bool = True) -> None:
         header = _header(info)
         check_header(header.name, header.n_channels, header.sfreq)
         # liblsl counts hundreds of samples instead of seconds where the rate is irregular
-        self._inlet = _open(info, max(1, math.ceil(buffer_s)))
+        self._inlet = _open(info, max(1, math.ceil(buffer_s)), recover)
         try:
             self._description = _full_description(self._inlet, header, subscribe="from now" if from_now else "soon")
         except Exception:
@@ -316,8 +319,8 @@ class NetworkInlet:
     def _check(self, code: int) -> None:
         if code == _LOST:
             raise StreamError(
-                f"stream {self._description.name!r} on {self._description.hostname!r}: it is gone and liblsl cannot find it "
-                "again, for lack of a source id. Set one in the sending program, or start again when the stream is back."
+                f"stream {self._description.name!r} on {self._description.hostname!r}: it is gone, and without a source "
+                "id liblsl cannot find it again. Set one in the sending program, or start again when the stream is back."
             )
         if code not in (0, _TIMEOUT):
             raise StreamError(f"stream {self._description.name!r}: liblsl could not read it ({_last_error()})")
@@ -419,9 +422,9 @@ def _bound_info(description: StreamDescription) -> _BaseStreamInfo:
     return found[0]
 
 
-def _open(info: _BaseStreamInfo, buffer_s: int) -> StreamInlet:
+def _open(info: _BaseStreamInfo, buffer_s: int, recover: bool = True) -> StreamInlet:
     try:
-        return StreamInlet(info, max_buffered=buffer_s)
+        return StreamInlet(info, max_buffered=buffer_s, recover=recover)
     except UnicodeDecodeError as error:  # mne-lsl reads name and type strictly
         raise StreamDescriptionError(
             f"stream {_header(info).name!r}: its name or type is not UTF-8 ({error}). Correct it in the sending program."

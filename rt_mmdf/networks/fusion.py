@@ -59,6 +59,7 @@ class PreparedFusion:
     mesh: Mesh
     both: Projection
     norms: Tensor  # (n_atoms,) length of each atom's field per nA m, in the directions of `both`
+    points: Tensor  # (n_sources, k) fields of the point atoms over their lengths
     ground: Tensor  # (k, k) mean outer product of the point atoms
     regularised: Tensor  # (n_maps * n_sources, k) standardised kernels
     single: tuple[Projection | None, ...]  # EEG, MEG
@@ -271,6 +272,7 @@ class FusionNetwork(SourceNetwork):
             mesh=mesh.to(device),
             both=both.to(device),
             norms=norms.to(device),
+            points=(points / norms[:n, None]).to(device),
             ground=ground.to(device),
             regularised=torch.cat(kernels).to(device),
             single=tuple(None if p is None else p.to(device) for p in single),
@@ -402,16 +404,14 @@ class FusionNetwork(SourceNetwork):
         (n_channels, k), (k, n_sources)
         """
         both, mesh = prepared.both, prepared.mesh
-        n_sources, likely = mesh.n_sources, both.atoms[prior.atoms]
+        likely = both.atoms[prior.atoms]
         dual = torch.cholesky_inverse(torch.linalg.cholesky(self._data_cov(prior, prepared, likely))[0])
-        dual = dual * torch.exp(self.restored)
-        ground = (prior.ground / n_sources) * (dual @ both.atoms[:n_sources].T) / prepared.norms[:n_sources]
-        weights = ((dual @ likely[0].T) * (prior.power / prepared.norms[prior.atoms])).T  # (m, k)
-        shares = mesh.table_shares[prior.atoms[0]]
-        patch, place = torch.nonzero(shares, as_tuple=True)  # most of the table is padding
-        vertices = mesh.table_vertices[prior.atoms[0][patch], place]
-        kernel = ground.T.contiguous().index_add_(0, vertices, weights[patch] * shares[patch, place, None]).T
-        return self._blended(torch.eye(len(both.basis)).to(dual), prior, prepared), kernel
+        # covariance of sources and data under the prior: the ground, and the patches
+        weights = likely[0] * (prior.power / prepared.norms[prior.atoms]).T  # (m, k)
+        cross = prepared.points * (prior.ground / mesh.n_sources) + mesh.spread(prior.atoms[0]) @ weights
+        # not to be left to the samples: they would lose digits, since what enters the product nearly cancels
+        kernel = cross @ (dual * torch.exp(self.restored))
+        return self._blended(torch.eye(len(both.basis)).to(dual), prior, prepared), kernel.T
 
     @torch.no_grad()
     def deviation(self, prior: Prior, prepared: PreparedFusion) -> Tensor:

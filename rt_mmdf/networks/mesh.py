@@ -92,6 +92,13 @@ class Mesh:
         shares = (self.table_shares[atoms] * weight[:, :, None]).reshape(len(atoms), -1)
         return moments.scatter_add(1, vertices, shares)
 
+    def spread(self, atoms: Tensor) -> Tensor:
+        """(n_sources, m), sparse: the shares of the patches `atoms` (m,), a patch a column."""
+        shares = self.table_shares[atoms]
+        patch, place = torch.nonzero(shares, as_tuple=True)  # most of the table is padding
+        where = torch.stack([self.table_vertices[atoms[patch], place], patch])
+        return torch.sparse_coo_tensor(where, shares[patch, place], (self.n_sources, len(atoms)), check_invariants=False)
+
     def to(self, device: torch.device | str) -> Mesh:
         """The same mesh on another device."""
         moved: dict[str, Any] = {}

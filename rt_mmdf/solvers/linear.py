@@ -33,6 +33,9 @@ class SolverSettings(Settings):
         stream); tools/bench/lag.py measures what it costs.
     backend : that a model runs on. "auto": the fastest here that agrees with double precision; "torch" is the processor.
     precision : of a model on a GPU; processors compute in single precision
+    gpu_times : of a model on a GPU: have CUDA events say how long each call takes there (``gpu_ms`` of the health stream);
+        costs some microseconds a hop. `rt-mmdf profile` asks for it
+    nvtx : of a model on a GPU: each call is a range of NVTX, for Nsight; with `gpu_times`
     snr : amplitude SNR that is assumed of the whitened data; lambda^2 = 1 / snr^2. 3 suits averages, 1 single samples.
     orientation : "fixed": sources normal to the cortex, signed. "loose": free, tangential variance times `loose`; the
         length of the three components is given out (pooled), always positive.
@@ -46,6 +49,8 @@ class SolverSettings(Settings):
     lag_ms: float = Field(30.0, ge=0, le=10_000)
     backend: Wanted = "auto"
     precision: Precision = "fp32"
+    gpu_times: bool = False
+    nvtx: bool = False
     method: LiveMethod = "dSPM"
     snr: float = Field(3.0, gt=0, le=100)
     orientation: Orientation = "fixed"
@@ -55,12 +60,16 @@ class SolverSettings(Settings):
 
     @model_validator(mode="after")
     def _one_solver(self) -> Self:
-        of_models = {"model", "refresh_ms", "lag_ms", "backend", "precision"}
+        of_models = {"model", "refresh_ms", "lag_ms", "backend", "precision", "gpu_times", "nvtx"}
         given = self.model_fields_set - of_models
         if self.model is not None and given:
             raise ValueError(
                 f"model = {self.model!r} and {', '.join(sorted(given))}: one or the other; a model has none of these"
             )
+        if self.nvtx and not self.gpu_times:
+            raise ValueError("nvtx = true, but gpu_times = false: set both")
+        if self.model is None and self.gpu_times:
+            raise ValueError("gpu_times = true: it is of trained models; a classical inverse runs on the processor")
         if self.model is None and (self.backend != "auto" or self.precision != "fp32"):
             raise ValueError(
                 f"backend = {self.backend!r}, precision = {self.precision!r}: they are of trained models; a classical "

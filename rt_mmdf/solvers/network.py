@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from rt_mmdf.backends.accuracy import trial_samples, trial_windows
 from rt_mmdf.backends.choice import Choice, Programs, Trial, choose, tried_runner
-from rt_mmdf.backends.interface import Precision, Runner, Wanted, describe
+from rt_mmdf.backends.interface import GpuWatch, Precision, Runner, Wanted, describe
 from rt_mmdf.backends.torch_backend import RunnerBackend, TorchBackend, in_double, load_weights
 from rt_mmdf.core.blocks import Float32
 from rt_mmdf.core.channels import Channels, Modality
@@ -230,6 +230,7 @@ class TrainedNetwork:
     refresh_ms : how often the window is taken anew
     lag_ms : how long after its last sample a window comes into force, at most `refresh_ms`; see `NetworkSolver`
     backend, precision : that every sample is imaged with, see `rt_mmdf.backends.choice.choose`
+    gpu_watch : what its calls on a GPU take is noted there
 
     Attributes
     ----------
@@ -258,6 +259,7 @@ class TrainedNetwork:
         lag_ms: float = 0.0,
         backend: Wanted = "torch",
         precision: Precision = "fp32",
+        gpu_watch: GpuWatch | None = None,
     ) -> None:
         if not artefact.head_free and _plain(head.ch_names) != _plain(artefact.channels.names):
             raise ArtefactError(
@@ -273,6 +275,7 @@ class TrainedNetwork:
         self._lag = min(self._refresh, round(lag_ms * 1e-3 * sfreq))
         self._wanted: Wanted = backend
         self._precision: Precision = precision
+        self.gpu_watch = gpu_watch
         self._programs: dict[tuple[tuple[int, ...], ...], Programs] = {}
         self.choice: Choice | None = None
         self.background, self.refreshed = Background(), RefreshCounts()
@@ -426,7 +429,10 @@ class TrainedNetwork:
         if choice.fallen_back is not None:
             return programs.runner("torch")
         try:
-            return tried_runner(programs, trial, choice.backend, choice.precision)[0]
+            runner = tried_runner(programs, trial, choice.backend, choice.precision)[0]
+            if self.gpu_watch is not None:
+                runner.watch(self.gpu_watch)
+            return runner
         except SolverError as error:
             if not choice.automatic:
                 raise

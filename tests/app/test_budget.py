@@ -36,11 +36,16 @@ FALLBACK, INVALID = np.uint32(Flag.FALLBACK), np.uint32(Flag.INVALID)
 HOP_MS = 40.0
 
 
+def never_the_same(path: Path) -> mne.io.BaseRaw:
+    """A recording in which no sample comes twice, so that what is stale shows."""
+    raw = mne.io.read_raw_fif(path, preload=True, verbose="ERROR")
+    raw._data[:, 250:] *= np.linspace(1, 2, 250)
+    return raw
+
+
 @pytest.fixture
 def content(small_content: Callable[..., dict[str, Any]], small_recording: Path, lab: Lab) -> dict[str, Any]:
-    raw = mne.io.read_raw_fif(small_recording, preload=True, verbose="ERROR")
-    raw._data[:, 250:] *= np.linspace(1, 2, 250)  # no sample twice, so that what is stale shows
-    lab.publish_recording(raw)
+    lab.publish_recording(never_the_same(small_recording))
     plain = small_content("a") | {"hop_ms": HOP_MS, "budget_ms": 50.0}
     return plain | {"preprocessing": {"bad_channels": {"enabled": False}, "filters": {"band_pass": {"high_hz": 40.0}}}}
 
@@ -179,9 +184,7 @@ def test_measuring_leaves_no_trace_in_the_estimates(
 ) -> None:
     """A model with a window keeps what it saw: the noise of the measurement must not be in it."""
     another = type(lab)()
-    raw = mne.io.read_raw_fif(small_recording, preload=True, verbose="ERROR")
-    raw._data[:, 250:] *= np.linspace(1, 2, 250)
-    another.publish_recording(raw)
+    another.publish_recording(never_the_same(small_recording))
     _, measured = lab.image(with_model(content, models, "fusion"))
     _, plain = another.image(with_model(content, models, "fusion", measure=False))
     assert len(measured) == len(plain) > 40
@@ -276,6 +279,42 @@ def nothing_zero_or_stale(estimates: list[SourceEstimate]) -> None:
     for estimate in estimates[1:]:  # the very first sample behind a filter is zero
         if not (estimate.flags & INVALID).any():
             assert (np.abs(estimate.data).max(axis=0) > 0).all()
+
+
+@pytest.mark.parametrize("kind", ["mmdf", "fusion"])
+@pytest.mark.parametrize(("largest_ms", "keeps_up"), [(400.0, True), (80.0, False)])
+def test_what_waits_is_imaged_in_one_call_and_is_what_it_would_have_been(
+    kind: str,
+    largest_ms: float,
+    keeps_up: bool,
+    lab: Lab,
+    content: dict[str, Any],
+    models: Path,
+    costing: Any,
+    small_recording: Path,
+) -> None:
+    """Calls of 150 ms, whatever they hold, for 0.4 s: hops of 40 ms wait four at a time."""
+    quick = type(lab)()
+    quick.publish_recording(never_the_same(small_recording))
+    wanted = {e.hop: e for e in quick.image(with_model(content, models, kind, measure=False))[1]}
+    began, cleaned, estimates = lab.clock.now(), [], []
+    costing(NetworkSolver, lambda: 150.0 if 0.5 < lab.clock.now() - began < 0.9 else 1.0)
+    budget = {"when_late": "join", "largest_hop_ms": largest_ms, "measure": False}
+    session = lab.session(with_model(content, models, kind, **budget), on_estimate=estimates.append)
+    began = lab.clock.now()
+    session.engine.chain.taps.append(cleaned.append)
+    lab.run(session)
+    counts = session.engine.counts
+    assert session.status()["budget"]["joined_hops"] == counts.joined > 3
+    assert (counts.skipped == 0) is keeps_up
+    assert [hop.number for hop in cleaned] == list(range(len(cleaned)))
+    assert counts.hops == len(estimates) + counts.skipped
+    nothing_zero_or_stale(estimates)
+    for estimate in estimates:
+        assert estimate.n_times == 10
+        if keeps_up or kind == "mmdf":  # what a window's network makes of it depends on which windows it was shown
+            truth = wanted[estimate.hop].data
+            np.testing.assert_allclose(estimate.data, truth, rtol=0, atol=1e-4 * np.nanmax(np.abs(truth)))
 
 
 def test_without_a_fallback_it_skips_and_counts(lab: Lab, content: dict[str, Any], models: Path, costing: Any) -> None:

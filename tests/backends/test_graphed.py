@@ -20,7 +20,7 @@ import torch
 from rt_mmdf.backends import graphed
 from rt_mmdf.backends.engine_cache import EngineCache
 from rt_mmdf.backends.graphed import SIZES, CudaRunner, GraphedRunner
-from rt_mmdf.backends.interface import MOMENTS, SAMPLES, BackendUnavailable
+from rt_mmdf.backends.interface import MOMENTS, SAMPLES, BackendUnavailable, GpuWatch
 from rt_mmdf.backends.tensorrt_backend import Library, TensorRtProgram, TensorRtRunner
 from rt_mmdf.backends.torch_backend import TorchRunner
 from rt_mmdf.core.errors import SolverError
@@ -42,11 +42,33 @@ class Graph:
         self.run()
 
 
+class Event:
+    """Tells the time of a clock that goes on by 1 ms with each record."""
+
+    now = 0.0
+
+    def __init__(self, *, enable_timing: bool) -> None:
+        assert enable_timing
+        self.at: float | None = None
+
+    def record(self, stream: Any) -> None:
+        Event.now += 1.0
+        self.at = Event.now
+
+    def synchronize(self) -> None:
+        assert self.at is not None
+
+    def elapsed_time(self, end: Event) -> float:
+        assert self.at is not None
+        assert end.at is not None
+        return end.at - self.at
+
+
 @pytest.fixture
 def pretended(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A torch whose GPU is the processor; `empty` makes captures that hold nothing."""
     monkeypatch.setattr(Graph, "fail", None)
-    how = SimpleNamespace(empty=False, capturing=None, no_memory=False)
+    how = SimpleNamespace(empty=False, capturing=None, no_memory=False, ranges=[])
     enqueue = GraphedRunner._run
 
     def run(self: GraphedRunner, slot: Any) -> None:
@@ -74,6 +96,8 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         stream=lambda stream: nullcontext(),
         graph=graph,
         CUDAGraph=Graph,
+        Event=Event,
+        nvtx=SimpleNamespace(range=lambda name: how.ranges.append(name) or nullcontext()),
         OutOfMemoryError=torch.cuda.OutOfMemoryError,
     )
     names = {"cuda": cuda, "zeros": zeros, "device": lambda kind, number: torch.device("cpu")}
@@ -100,6 +124,23 @@ def test_any_number_of_samples_goes_through_in_pieces(kind: str, cases: Cases, p
     runner(-case.trial.samples)
     np.testing.assert_array_equal(said, kept)  # what was handed out is the caller's
     runner.close()
+
+
+@pytest.mark.parametrize("nvtx", [False, True])
+def test_a_watched_gpu_says_the_same_and_how_long_it_took(nvtx: bool, cases: Cases, pretended: SimpleNamespace) -> None:
+    case = cases("mmdf")
+    runner, watch = CudaRunner(case.task), GpuWatch(nvtx)
+    runner.load(*case.trial.operands)
+    before = runner(case.trial.samples[:20])
+    assert watch.as_dict() is None
+    assert not pretended.ranges
+    runner.watch(watch)
+    np.testing.assert_array_equal(runner(case.trial.samples[:20]), before)  # in two pieces
+    found = watch.as_dict()
+    assert found is not None
+    assert (found["n"], found["p50"], found["max"]) == (2, 1.0, 1.0)
+    assert found["stages"] == {n: {"copy in": 1.0, "compute": 1.0, "copy out": 1.0} for n in SIZES}
+    assert pretended.ranges == ([f"mmdf, {n} samples" for n in (SIZES[-1], SIZES[-1])] if nvtx else [])
 
 
 def test_a_capture_that_holds_nothing_is_refused(cases: Cases, pretended: SimpleNamespace) -> None:

@@ -161,4 +161,4 @@ def _row(row: Mapping[str, Any]) -> tuple[tuple[object, ...], tuple[str, Float64
     values = 1e-3 * np.asarray(row["raw"]["end_to_end_us"], dtype=np.float64)
     if values.ndim != 1 or len(values) > RAW_HOPS or not np.isfinite(values).all():
         raise ValueError("end_to_end_us is no list of numbers of the right length")
-    return tuple(row["case"][key] for key in CASE_KEYS), (str(row["name"]), values)
+    return tuple(row["case"].get(key) for key in CASE_KEYS), (str(row["name"]), values)

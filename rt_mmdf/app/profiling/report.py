@@ -202,6 +202,15 @@ def lines_of(summary: Mapping[str, Any]) -> list[str]:
         _say(load[key], digits) for key, digits in (("cpu_cores", 2), ("cpu_cores_max", 2), ("rss_mb", 0))
     )
     lines.append(f"load of the engine's process: {cores} cores (at most {most}), {memory} MB; GPU {gpu}")
+    if (device := (summary.get("model") or {}).get("gpu_ms")) is not None:
+        stages = "; ".join(
+            f"{n} sample{'s' if n != 1 else ''}: " + ", ".join(f"{name} {ms:.3f}" for name, ms in own.items())
+            for n, own in device["stages"].items()
+        )
+        lines.append(
+            f"on the GPU, ms, by CUDA events: a call p50 {device['p50']:.3f}, p99 {device['p99']:.3f}, max "
+            f"{device['max']:.3f} ({device['n']} calls); run one by one, {stages}"
+        )
     chunks = ", ".join(f"{name} {ms:.1f}" for name, ms in physics["chunk_fill_ms"].items()) or "not known"
     lines.append(
         f"physics, ms, not in the above: hop fill {physics['hop_fill_ms']:.1f}; block fill {chunks}; look-ahead "

@@ -17,6 +17,7 @@ import mne
 import numpy as np
 from pydantic import Field
 
+from rt_mmdf.acquisition.device_lag import tell_lags
 from rt_mmdf.acquisition.recording import read_recording
 from rt_mmdf.app.imaging import Progress
 from rt_mmdf.app.profiling.hops import INVALID, HopLog, HopTimes, cost_of_noting
@@ -25,6 +26,7 @@ from rt_mmdf.app.profiling.rows import Row, physics_of
 from rt_mmdf.app.replayed import ReplayProcess, replayed_session
 from rt_mmdf.app.session import START_UP_S, Session
 from rt_mmdf.app.settings import SessionSettings
+from rt_mmdf.backends.interface import Wanted
 from rt_mmdf.core.channels import Modality
 from rt_mmdf.core.errors import ConfigurationError
 from rt_mmdf.core.settings import Settings, validate_settings
@@ -50,6 +52,8 @@ class ProfileSettings(Settings):
     """What is measured: every combination of these.
 
     solvers : classical inverses, and names or folders of models
+    backends : that the models run on; classical inverses have none and are measured once
+    nvtx : each call of a GPU is a range of NVTX
     hop_ms, chunks : as in a configuration; samples in a block of both streams
     rates : of both streams, Hz; empty: as recorded, or 1000 Hz
     modalities : empty: all that the recording has
@@ -59,6 +63,8 @@ class ProfileSettings(Settings):
     """
 
     solvers: tuple[str, ...] = Field(min_length=1)
+    backends: tuple[Wanted, ...] = Field(("auto",), min_length=1)
+    nvtx: bool = False
     hop_ms: tuple[Annotated[float, Field(gt=0, le=1000)], ...] = Field((10.0,), min_length=1)
     chunks: tuple[Annotated[int, Field(ge=1, le=100_000)], ...] = Field((10,), min_length=1)
     rates: tuple[Annotated[float, Field(gt=0, le=1e5)], ...] = ()
@@ -76,6 +82,7 @@ class Case:
     """One combination."""
 
     solver: str
+    backend: Wanted
     hop_ms: float
     chunk: int
     rate: float | None
@@ -84,7 +91,8 @@ class Case:
 
     @property
     def described(self) -> str:
-        return f"{self.solver}, hop {self.hop_ms:g} ms"
+        solver = self.solver if self.backend == "auto" else f"{self.solver} on {self.backend}"
+        return f"{solver}, hop {self.hop_ms:g} ms"
 
 
 def default_solvers() -> tuple[str, ...]:
@@ -127,12 +135,17 @@ def cases_of(settings: ProfileSettings) -> list[Case]:
         settings.sources or (None,),
         settings.hop_ms,
         settings.solvers,
+        settings.backends,
     )
-    cases = [Case(solver, hop, chunk, rate, m, sources) for rate, chunk, m, sources, hop, solver in combinations]
+    cases = [
+        Case(solver, "auto" if solver in METHODS else backend, hop, chunk, rate, m, sources)
+        for rate, chunk, m, sources, hop, solver, backend in combinations
+    ]
+    cases = list(dict.fromkeys(cases))
     if len(cases) > MOST_ROWS:
         raise ConfigurationError(
-            f"profile: {len(cases)} combinations of solver, hop, block, rate, channels and sources are asked for, and at "
-            f"most {MOST_ROWS} are measured in one run. Name fewer."
+            f"profile: {len(cases)} combinations of solver, backend, hop, block, rate, channels and sources are asked for, "
+            f"and at most {MOST_ROWS} are measured in one run. Name fewer."
         )
     return cases
 
@@ -217,7 +230,9 @@ def _write_noise(path: Path, sfreq: float) -> None:
 
 
 def _configuration(settings: ProfileSettings, case: Case, prefix: str, name: str) -> SessionSettings:
-    solver = {"method": case.solver} if case.solver in METHODS else {"model": case.solver}
+    solver: dict[str, Any] = {"method": case.solver}
+    if case.solver not in METHODS:
+        solver = {"model": case.solver, "backend": case.backend, "gpu_times": True, "nvtx": settings.nvtx}
     content, _ = replayed_session(
         prefix,
         solver,
@@ -280,6 +295,7 @@ def _measure(
     return Row(
         case={
             "solver": session.imaging.solver_name,
+            "backend": None if case.backend == "auto" else case.backend,
             "hop_ms": 1e3 * intake.hop / intake.sfreq,
             "chunk": case.chunk,
             "sfreq": intake.sfreq,
@@ -308,6 +324,7 @@ def _measure(
             filter_delay_ms=session.filter_delay_ms,
             window_ms=1e3 * engine.chain.imager.window_length / engine.sfreq,
             times=counted,
+            device_lag=tell_lags(intake.lags),
         ),
         overhead={
             "note_us": 1e6 * cost_s,

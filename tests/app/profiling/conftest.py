@@ -36,7 +36,15 @@ def make_times() -> Callable[..., HopTimes]:
 def make_row() -> Callable[..., Row]:
     def row(lateness_ms: Sequence[float], hops: Sequence[int] | None = None, *, budget_ms: float = 20.0, **case: Any) -> Row:
         times = times_of(lateness_ms, hops)
-        known = {"solver": "dSPM", "hop_ms": 10.0, "chunk": 10, "sfreq": 1000.0, "modalities": "eeg+meg", "n_sources": 5124}
+        known = {
+            "solver": "dSPM",
+            "backend": None,
+            "hop_ms": 10.0,
+            "chunk": 10,
+            "sfreq": 1000.0,
+            "modalities": "eeg+meg",
+            "n_sources": 5124,
+        }
         return Row(
             case=known | case,
             facts={"how": "measured here", "unit": ""},

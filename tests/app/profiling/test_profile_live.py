@@ -93,6 +93,13 @@ def test_every_combination_is_a_row(planned: Callable[..., Any]) -> None:
     assert [rate for _, _, rate in rows] == 4 * [500.0] + 4 * [1000.0]  # one replay after the other
 
 
+def test_models_run_on_each_backend_and_classical_inverses_once() -> None:
+    cases = cases_of(ProfileSettings(solvers=("mmdf", "dSPM"), backends=("torch", "onnxruntime")))
+    assert [(case.solver, case.backend) for case in cases] == [("mmdf", "torch"), ("mmdf", "onnxruntime"), ("dSPM", "auto")]
+    assert cases[0].described == "mmdf on torch, hop 10 ms"
+    assert run_module._configuration(ProfileSettings(solvers=("mmdf",)), cases[1], "p", "n").solver.backend == "onnxruntime"
+
+
 def test_ctrl_c_keeps_what_was_measured(planned: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     planned(solvers=("dSPM",))
     done: list[object] = []
