@@ -232,7 +232,7 @@ def _compare_on(path: Path, artefact: Artefact) -> Compared:
 def _write_forms(programs: Programs, name: str, folder: Path) -> list[str]:
     """ONNX graphs for any number of samples, and the engines of this machine."""
     from rt_mmdf.backends.choice import why_not
-    from rt_mmdf.backends.graphed import SIZES
+    from rt_mmdf.backends.interface import SIZES
 
     contents: dict[str, bytes] = {}
     for precision in programs.task.precisions:

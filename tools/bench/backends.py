@@ -95,7 +95,7 @@ def _seconds(call: Callable[[], Any]) -> float:
 def cost(task: Task, operands: tuple[np.ndarray, ...], n: int) -> tuple[int, int]:
     """Operations for n samples, and bytes of weights and operands."""
     module = task.module("fp32")
-    given = [torch.zeros(n, task.n_channels), *(torch.from_numpy(np.ascontiguousarray(operand)) for operand in operands)]
+    given = [torch.zeros(n, task.n_in), *(torch.from_numpy(np.ascontiguousarray(operand)) for operand in operands)]
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         module(*given)
     weights = sum(values.numel() * 4 for values in module.parameters())

@@ -34,7 +34,6 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # the checkout need not be i
 from rt_mmdf.backends.accuracy import accuracy_of, trial_samples, trial_windows
 from rt_mmdf.backends.choice import Programs, Trial, precisions_of, tried, why_not
 from rt_mmdf.backends.engine_cache import EngineCache
-from rt_mmdf.backends.graphed import SIZES
 from rt_mmdf.backends.interface import BACKENDS, Precision, describe
 from rt_mmdf.backends.tensorrt_backend import TensorRtProgram, driver_version, find_library
 from rt_mmdf.backends.torch_backend import TorchBackend, load_weights
@@ -157,7 +156,7 @@ def bench_throughput(programs: Programs, trial: Trial, device: torch.device, pre
     module = programs.task.module(precision).to(device)
     operands = [torch.from_numpy(np.ascontiguousarray(operand)).to(device) for operand in trial.operands]
     n = THROUGHPUT if device.type == "cuda" else 64
-    samples = torch.randn(n, programs.task.n_channels, device=device)
+    samples = torch.randn(n, programs.task.n_in, device=device)
     with torch.inference_mode():
         for _ in range(3):
             module(samples, *operands)
@@ -240,7 +239,9 @@ def build_without_running(programs: Programs, engines: EngineCache) -> dict[str,
     try:
         library = find_library()
         sizes = {
-            precision: [len(TensorRtProgram(programs.task, precision, engines, library).engine(n)) for n in SIZES]
+            precision: [
+                len(TensorRtProgram(programs.task, precision, engines, library).engine(n)) for n in programs.task.sizes
+            ]
             for precision in programs.task.precisions
         }
     except Exception as error:
