@@ -71,6 +71,11 @@ class Task:
         """Of the inputs of a graph, beside the rows."""
         return self.names or tuple(OPERANDS.format(i) for i in range(len(self.shapes)))
 
+    @property
+    def rows(self) -> int | None:
+        """Rows of the graph that takes as many as there are: None, any number, or what each is done by."""
+        return None if len(self.sizes) > 1 else self.sizes[0]
+
 
 @dataclass(eq=False)
 class GpuWatch:

@@ -38,7 +38,7 @@ class OnnxRuntimeProgram:
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 3
         try:
-            onnx = self.task.onnx(None if len(self.task.sizes) > 1 else self.task.sizes[0], "fp32")
+            onnx = self.task.onnx(self.task.rows, "fp32")
             return onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its errors have no common base but this
             raise SolverError(

@@ -11,7 +11,7 @@ every source space of the same size. Module and graph are held to `FusionNetwork
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from math import prod
 
 import numpy as np
@@ -32,6 +32,7 @@ from rt_mmdf.networks.fusion import (
     Inverse,
     Pass,
     PreparedFusion,
+    Prior,
     Reduced,
     SqueezeExcite,
     WindowOperators,
@@ -136,6 +137,37 @@ def operands_of(prepared: PreparedFusion, network: FusionNetwork) -> tuple[NDArr
 def split_row(said: Tensor) -> tuple[Tensor, Tensor]:
     """Logits (1, n_sources, N_SCALES) and numbers about the whole (1, N_WHOLE) from the row that is said."""
     return said[:, :-N_WHOLE].reshape(1, -1, N_SCALES), said[:, -N_WHOLE:]
+
+
+class WindowLook:
+    """Priors of windows, the network part of it left to something else.
+
+    say : takes the row that is given and returns the row that is said, of these operators
+    """
+
+    def __init__(
+        self,
+        network: FusionNetwork,
+        prepared: PreparedFusion,
+        say: Callable[[NDArray[np.float32]], NDArray[np.float32]],
+    ) -> None:
+        self._network, self._prepared, self._say = network, prepared, say
+
+    @torch.inference_mode()
+    def __call__(self, window: NDArray[np.float32]) -> Prior:
+        """That of a window (n_channels, n_times) for its last column."""
+        given = torch.from_numpy(window)[None]
+        reduced = self._network.reduce(given[:, :, -1], given, self._prepared)
+        said = self._say(row_of(reduced, self._network).numpy())
+        return self._network.prior_of(*split_row(torch.from_numpy(said)), reduced)
+
+
+@torch.inference_mode()
+def example_row(network: FusionNetwork, prepared: PreparedFusion, window: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The row of a window (n_channels, n_times)."""
+    given = torch.from_numpy(window)[None]
+    row: NDArray[np.float32] = row_of(network.reduce(given[:, :, -1], given, prepared), network).numpy()
+    return row
 
 
 class WindowModule(nn.Module):
