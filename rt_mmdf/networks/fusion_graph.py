@@ -408,6 +408,8 @@ class _Writer:
 
 
 def _padded(values: Tensor, n_rows: int, n_columns: int) -> Tensor:
+    if values.shape == (n_rows, n_columns):
+        return values  # as it is: the operators of all channels need not be in memory, and in the cache, twice
     return F.pad(values, (0, n_columns - values.shape[1], 0, n_rows - values.shape[0]))
 
 
