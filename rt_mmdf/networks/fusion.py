@@ -478,7 +478,7 @@ class FusionNetwork(SourceNetwork):
         cross = prepared.points * (prior.ground / mesh.n_sources) + mesh.spread(prior.atoms[0]) @ weights
         # not to be left to the samples: they would lose digits, since what enters the product nearly cancels
         kernel = cross @ (dual * torch.exp(self.restored))
-        return self._blended(torch.eye(len(both.basis)).to(dual), prior, prepared), kernel.T
+        return _blend(both.basis, prior), kernel.T
 
     @torch.no_grad()
     def deviation(self, prior: Prior, prepared: PreparedFusion) -> Tensor:
@@ -513,9 +513,7 @@ class FusionNetwork(SourceNetwork):
         return (before - explained).clamp_min(0), mesh.largest_within(before.sqrt()[None], 1)[0]
 
     def _blended(self, sample: Tensor, prior: Prior, prepared: PreparedFusion) -> Tensor:
-        now = sample @ prepared.both.basis
-        blend = prior.blend[:, None]
-        return blend * now + (1 - blend) * _denoised(now, prior.components, prior.trust)
+        return _blend(sample @ prepared.both.basis, prior)
 
     def forward(self, sample: Tensor, window: Tensor | None, prepared: PreparedFusion) -> SourceMap:
         """Image samples; see `SourceNetwork.forward`."""
@@ -605,6 +603,12 @@ def by_cholesky(matrices: Tensor) -> Tensor:
     """
     factor, _ = torch.linalg.cholesky_ex(matrices, check_errors=matrices.device.type == "cpu")
     return torch.cholesky_inverse(factor)
+
+
+def _blend(now: Tensor, prior: Prior) -> Tensor:
+    """What of samples (n, k) is imaged."""
+    blend = prior.blend[:, None]
+    return blend * now + (1 - blend) * _denoised(now, prior.components, prior.trust)
 
 
 def _data_cov(prior: Prior, ground: Tensor, likely: Tensor) -> Tensor:

@@ -218,7 +218,7 @@ class _Writer:
         self.own = dict(zip(OPERANDS, operands, strict=True))
         self.node_of = graph("Cast", graph("Reshape", self.own["node_of"], _ints(n_sources)), to=INT64)
         self.members = graph("Cast", self.own["members"], to=INT64)
-        self.weight = graph("Unsqueeze", self.own["weight"], _ints(2))
+        self.weight = graph("Unsqueeze", self.own["weight"], _ints(1))
 
     def _parts(self, row: str) -> Iterator[tuple[str, str]]:
         begin = 0
@@ -231,13 +231,19 @@ class _Writer:
     def said(self) -> str:
         graph, network = self.graph, self.network
         maps = self._maps()
-        state, out, whole = self._pass(network.first, maps, None)
+        mean, peaks = self._pooled(maps, network.first.n_peaks)
+        state, out, whole = self._pass(network.first, (mean, peaks), None)
         ratio = graph("Slice", maps, _ints(0), _ints(N_SCALES), _ints(1))
         sharp = graph("Mul", ratio, scalar(10 * float(network.sharpness.detach())))
         logits = graph("Add", graph("Add", self._at_sources(out), sharp), self._of_scales(whole))
         kept = graph("Mul", graph("Slice", logits, _ints(0), _ints(1), _ints(1)), scalar(0.1))
-        maps = graph("Concat", *self._unexplained(logits, whole), maps, kept, axis=1)
-        state, out, change = self._pass(network.second, maps, state)
+        gain_and_held = graph("Concat", *self._unexplained(logits, whole), axis=1)
+        added = graph("Concat", gain_and_held, kept, axis=1)
+        # of the maps that the first pass saw the means are there
+        others, peaks = self._pooled(added, network.second.n_peaks)
+        first, last = (graph("Slice", others, _ints(a), _ints(b), _ints(1)) for a, b in ((0, -1), (-1, 2**31 - 1)))
+        state, out, change = self._pass(network.second, (first, mean, last, peaks), state)
+        maps = graph("Concat", gain_and_held, maps, kept, axis=1)
         both = graph("Add", self._at_sources(out), self._fine(maps, state))
         logits = graph("Add", graph("Add", logits, both), self._of_scales(change))
         flat = graph("Reshape", logits, _ints(1, N_SCALES * self.n_sources))
@@ -338,17 +344,21 @@ class _Writer:
             estimate = graph("MatMul", estimate, rest)
         return graph("Div", estimate, bound)
 
-    def _pass(self, layers: Pass, maps: str, state: str | None) -> tuple[str, str, str]:
-        """See `Pass.forward`."""
+    def _pooled(self, maps: str, n_peaks: int) -> tuple[str, str]:
+        """Means at the nodes, and maxima of the first maps."""
         graph = self.graph
-        n_maps = layers.enter.in_features - layers.n_peaks - N_FACTS
         inside = graph("Gather", maps, self.members, axis=0)  # (n_nodes, n_members, n_maps)
-        mean = graph("ReduceSum", graph("Mul", inside, self.weight), _ints(1), keepdims=0)
-        peaks = graph("Slice", inside, _ints(0), _ints(layers.n_peaks), _ints(2))
-        pooled = graph("Concat", mean, graph("ReduceMax", peaks, axes=[1], keepdims=0), axis=1)
+        mean = graph("Squeeze", graph("MatMul", self.weight, inside), _ints(1))
+        peaks = graph("Slice", inside, _ints(0), _ints(n_peaks), _ints(2))
+        return mean, graph("ReduceMax", peaks, axes=[1], keepdims=0)
+
+    def _pass(self, layers: Pass, pooled: tuple[str, ...], state: str | None) -> tuple[str, str, str]:
+        """See `Pass.forward`, from what it pools on."""
+        graph = self.graph
+        n_pooled = layers.enter.in_features - N_FACTS
         weight, bias = layers.enter.weight.detach().numpy(), layers.enter.bias.detach().numpy()
-        of_facts = graph("Gemm", self.row["facts"], weight[:, n_maps + layers.n_peaks :], bias, transB=1)
-        x = graph("Gemm", pooled, weight[:, : n_maps + layers.n_peaks], of_facts, transB=1)
+        of_facts = graph("Gemm", self.row["facts"], weight[:, n_pooled:], bias, transB=1)
+        x = graph("Gemm", graph("Concat", *pooled, axis=1), weight[:, :n_pooled], of_facts, transB=1)
         x = x if state is None else graph("Add", x, state)
         for block in layers.blocks:
             assert isinstance(block, Block)
