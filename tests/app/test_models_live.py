@@ -108,6 +108,7 @@ def test_live_is_the_network_offline_and_says_its_name(
     assert card["model"]["weights_sha256"] == artefact.weights_sha256
     assert card["model"]["backend"] == {"name": backend, "precision": "fp32", "device": "cpu", "fallen_back": None}
     status = session.status()["model"]
+    assert status["window_backend"] == (card["model"]["backend"] if kind == "fusion" else None)
     n_windows = 0 if kind == "mmdf" else -(-data.shape[1] // refresh)
     assert (status["windows"], status["late_windows"], status["lag_ms"]) == (n_windows, 0, 12.0 if n_windows else 0.0)
     described = session.outlets.streams[0]
