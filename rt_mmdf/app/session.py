@@ -353,7 +353,7 @@ class Session:
                 "chunk": arrivals.newest_chunk,
                 "nonfinite": arrivals.n_nonfinite,
                 "reconnected": arrivals.n_reconnected,
-                "doubles": 0 if self.intake.doubles is None else self.intake.doubles.found[modality.value],
+                "doubles": 0 if self.intake.doubles is None else self.intake.doubles.found[modality.value].n,
                 "queue": receiver.ring.n_waiting,
                 **{key: getattr(self.intake.lags[modality], key) for key in ("lag_ms", "lag_uncertainty_ms", "lag_against")},
                 "lag_told": str(self.intake.lags[modality]),

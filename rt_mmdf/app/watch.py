@@ -67,6 +67,7 @@ class Watch:
         self._slow_looked = -math.inf
         self._stalls: dict[Modality, int] = {}
         self._bads: dict[str, str] = {}
+        self._doubles: dict[Modality, int] = {}
         self._had_estimates = False
 
     def begin_anew(self) -> None:
@@ -88,6 +89,7 @@ class Watch:
             )
         for modality, receiver in self._session.intake.receivers.items():
             self._look_at_stream(modality, receiver, now)
+            self._look_at_doubles(modality, receiver)
         self._look_at_stamps()
         self._look_at_channels()
         self._look_at_engine()
@@ -132,6 +134,15 @@ class Watch:
         self._growing.look(
             "nonfinite", modality, arrivals.n_nonfinite, "{n} samples with NaN or infinity; these are replaced"
         )
+
+    def _look_at_doubles(self, modality: Modality, receiver: Receiver) -> None:
+        doubles = self._session.intake.doubles
+        if doubles is not None and (others := doubles.found[receiver.label]).n != self._doubles.get(modality, 0):
+            self._doubles[modality] = others.n
+            if others.n:
+                self._incidents.update("double", modality, others.text, others.n)
+            else:
+                self._incidents.end("double", modality, f"stream {receiver.description.name!r} is the only one of its name")
 
     def _look_at_stamps(self) -> None:
         aligner, late_ms = self._session.intake.aligner, self._session.settings.alignment.late_ms

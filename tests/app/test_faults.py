@@ -618,3 +618,24 @@ def _quick(tell: Any, *given: Any, **more: Any) -> Any:
     from rt_mmdf.runtime.worker import Restarts
 
     return Restarts(tell, *given, **more | {"first_wait_s": 0.0})
+
+
+def test_a_second_stream_of_a_name_is_told_and_not_imaged(bench: Any, lab: Lab) -> None:
+    live = bench()
+    received = live.session.intake.receivers["eeg"].description.uid
+    false_one = Amplifier(lab.transport.machine("elsewhere"), replace(live.eeg.description, source_id="false"), lab.clock)
+    live.amplifiers["false"] = false_one
+    live.run(0.2)
+    live.session.intake.doubles.look()  # its worker does, every 5 s
+    told = live.until_told("double", "eeg", 0.1)
+    assert told["ended"] is None
+    for part in ("1 more on this network called 'a-EEG'", "'id-a-EEG'", "'false'", "'elsewhere'"):
+        assert part in told["detail"]
+    assert live.session.status()["streams"]["eeg"]["doubles"] == 1
+    check_whole(live.run(1.0))
+    assert live.session.intake.receivers["eeg"].arrivals.n_received == live.eeg.n_sent
+    assert live.session.intake.receivers["eeg"].description.uid == received
+    live.amplifiers.pop("false").vanish()
+    live.session.intake.doubles.look()
+    live.until_told("double", "eeg", 0.1, ended=True)
+    assert live.session.status()["streams"]["eeg"]["doubles"] == 0
