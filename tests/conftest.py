@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import mne
@@ -20,6 +21,21 @@ LSL_CONFIG = Path(__file__).parent / "lsl_api.cfg"
 os.environ.setdefault("LSLAPICFG", str(LSL_CONFIG))
 
 ROOT = Path(__file__).parent.parent
+
+
+FUZZED = pytest.StashKey[Counter[str]]()
+
+
+@pytest.fixture
+def fuzzed(request: pytest.FixtureRequest) -> Counter[str]:
+    """Counts made-up inputs by target; the sum stands at the end of pytest's report."""
+    return request.config.stash.setdefault(FUZZED, Counter())
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if counts := config.stash.get(FUZZED, None):
+        each = ", ".join(f"{name} {n:,}" for name, n in counts.items())
+        terminalreporter.write_line(f"fuzz: {counts.total():,} inputs in {len(counts)} targets ({each})")
 
 
 def find_sample_data() -> Path | None:

@@ -35,7 +35,7 @@ class Selected:
     """Some channels of a stream: which columns of a sample, and what each is multiplied with to be SI.
 
     columns : (n_channels,) int
-    factors : (n_channels,) float64
+    factors : (n_channels,) float64; NaN for a channel that the stream does not have
     """
 
     channels: Channels
@@ -46,6 +46,14 @@ class Selected:
         """``(n_times, all channels)`` off the wire to ``(n_times, n_channels)`` float32 in SI units, through float64."""
         with np.errstate(over="ignore", invalid="ignore"):  # a value beyond float32 becomes inf, and is counted as such
             return (samples[:, self.columns].astype(np.float64) * self.factors).astype(np.float32)
+
+    def arranged_as(self, wanted: Channels) -> Selected:
+        """The same channels in the order of `wanted`; those that are not here give NaN."""
+        here = {(name, kind): i for i, (name, kind) in enumerate(zip(self.channels.names, self.channels.types, strict=True))}
+        at = [here.get(own, -1) for own in zip(wanted.names, wanted.types, strict=True)]
+        columns = np.array([self.columns[i] if i >= 0 else 0 for i in at], dtype=np.intp)
+        factors = np.array([self.factors[i] if i >= 0 else np.nan for i in at], dtype=np.float64)
+        return Selected(wanted, columns, factors)
 
 
 @dataclass(frozen=True)
@@ -152,6 +160,24 @@ def interpret(description: StreamDescription, settings: StreamSettings, label: s
         )
 
     return Interpretation(select(imaged), select(others))
+
+
+def as_far_as_it_goes(settings: StreamSettings, description: StreamDescription) -> StreamSettings:
+    """The settings without what they say of single channels that this stream does not have: for one that has come back."""
+    names = {channel.name for channel in description.channels}
+    renamed = {wire: own for wire, own in settings.rename.items() if wire in names}
+    units = settings.units
+    if isinstance(units, dict):
+        kinds = {*ChannelType, *(channel.type.lower() for channel in description.channels), description.type.lower()}
+        units = {key: unit for key, unit in units.items() if key in names | set(renamed.values()) | kinds}
+    return settings.model_copy(
+        update={
+            "rename": renamed,
+            "types": {wire: kind for wire, kind in settings.types.items() if wire in names},
+            "exclude": tuple(wire for wire in settings.exclude if wire in names),
+            "units": units,
+        }
+    )
 
 
 _EXAMPLE = {"V": "uV", "T": "fT", "T/m": "fT/cm"}

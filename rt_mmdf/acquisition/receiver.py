@@ -10,12 +10,12 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from rt_mmdf.acquisition.interpretation import interpret
+from rt_mmdf.acquisition.interpretation import Interpretation, Selected, as_far_as_it_goes, interpret
 from rt_mmdf.acquisition.selection import select_stream
 from rt_mmdf.acquisition.settings import StreamSettings
 from rt_mmdf.core.blocks import Float64
 from rt_mmdf.core.channels import Channels
-from rt_mmdf.core.errors import StreamDescriptionError, StreamError, StreamNotFound
+from rt_mmdf.core.errors import ConfigurationError, RtMmdfError, StreamDescriptionError, StreamError, StreamNotFound
 from rt_mmdf.core.ring import SampleRing
 from rt_mmdf.lsl.interface import Inlet, StreamDescription, Transport
 from rt_mmdf.runtime.mailbox import Mailbox, Signal
@@ -23,15 +23,31 @@ from rt_mmdf.runtime.worker import Worker
 
 PULL_LIMIT_S = 0.2
 LOOK_LIMIT_S = 0.6
-SILENT_S = 2.0
-"""After so long without a sample the network is asked whether the outlet is still the same, and so on."""
+LEAST_BUFFER_S = 60.0
+"""In liblsl, for what comes all at once after a stall: a recording needs all of it, imaging only the newest."""
+STALL_S = 0.18
+"""Least time without a sample that counts as a stall, ..."""
+STALL_BLOCKS = 3
+"""... and so many times the usual time from pull to pull, for a device that sends long blocks."""
+LOOK_AFTER_S = 0.5
+"""After so long without a sample the network is asked whether the outlet is still the same, ..."""
+LOOK_AGAIN_S = 0.1
+"""... and again so long after each answer."""
+REJOIN_S = 1.0
+"""liblsl asks the network for at least so long before it goes on with a successor of an outlet that has vanished."""
+SURE_LOOKS = 2
+"""An outlet that so many looks one after the other did not find has vanished; one answer may have been lost."""
+MARKERS_LOOK_S = 2.0
+"""A stream of markers that is not there is looked for so often, ..."""
 MARKERS_SILENT_S = 10.0
-"""The same for markers, of which there may be none for long."""
+"""... and one that is there, but of which there may be none for long, so often."""
 MAX_MARKER = 4096
 """Longest text of a marker, characters; the rest is cut."""
 STOP_LIMIT_S = 15.0
 """Opening a stream that vanishes in that moment takes 10 s."""
 RECENT = 100
+USUAL = 0.9
+"""Of the last times from pull to pull, this quantile is the usual one: pauses between blocks count, rare stalls do not."""
 
 Tap = Callable[[StreamDescription, NDArray[np.generic], Float64], None]
 """Called with the stream, ``(n_times, n_channels)`` samples as they came, and ``(n_times,)`` raw stamps of the sender, in
@@ -48,6 +64,9 @@ class Arrivals:
     last_received : this machine's LSL time of the newest pull that had samples; NaN before the first
     newest_chunk, largest_chunk : samples in the newest pull, and in the largest of the last 100
     n_reconnected : how often the stream was opened again after it had vanished
+    usual_interval_s : from pull to pull, nine of ten times at most
+    n_stalls : how often samples came after a gap that counts as a stall
+    newest_stall_s : how long the newest of these gaps was
     """
 
     n_received: int = 0
@@ -56,6 +75,37 @@ class Arrivals:
     newest_chunk: int = 0
     largest_chunk: int = 0
     n_reconnected: int = 0
+    usual_interval_s: float = 0.0
+    n_stalls: int = 0
+    newest_stall_s: float = 0.0
+
+    @property
+    def stall_after_s(self) -> float:
+        """So long without a sample is a stall of this stream."""
+        return max(STALL_S, STALL_BLOCKS * self.usual_interval_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """From sample `first` on (counted as in `SampleRing`) a stream is what this says.
+
+    sfreq : Hz
+    absent : imaged channels that it does not have now; their values are NaN
+    new_clock : its stamps are those of another machine
+    """
+
+    first: int
+    sfreq: float
+    absent: frozenset[str]
+    new_clock: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Why nothing comes: `kind` is ``stream_gone`` or ``stream_unusable``, `text` for people."""
+
+    kind: str
+    text: str
 
 
 def survey(transport: Transport, settings: StreamSettings, label: str) -> tuple[StreamDescription, Channels]:
@@ -74,10 +124,19 @@ class Receiver:
     """Listens to one stream of sensors; subscribed and ready once built.
 
     `step` pulls once and writes to `ring` (imaged channels) and `others` (EOG, triggers, miscellaneous; None where there
-    are none), float32 in SI units, with raw stamps. Both count the same samples.
+    are none), float32 in SI units, with raw stamps. Both count the same samples, and keep the channels and the order that
+    the stream had at first.
 
-    A stream that vanishes is waited for: liblsl finds it again by its source id; without one it is looked for by the
-    settings. It must come back with the same channels, units and rate.
+    A stream that vanishes is waited for, and may come back as another one: with its channels in another order, with fewer
+    (those give NaN) or more (not imaged), in other units, at another rate. With a `source_id` in the settings it is the
+    same source that is waited for; without one, another of the same name and type is taken when it is the only one and the
+    first has not answered twice. What changed is told (`on_news`), and `epochs` says from which sample on. One that cannot
+    be used is left alone, see `trouble`.
+
+    liblsl goes on by itself with an outlet that comes back under the same name, type, source id, number of channels and
+    format, and says nothing of it, though the channels may be others: after a gap that is long enough for that the network
+    is asked, before any sample is taken for what the last description says. It would take one from any host: where the
+    settings name a host, it may not, and the stream is looked for here.
 
     Parameters
     ----------
@@ -90,6 +149,12 @@ class Receiver:
     ----------
     taps : list of Tap
         Get everything that was pulled; to be filled before the worker is started.
+    on_news : callable | None
+        Called with a kind and a text when the stream is no longer what it was, in the thread that receives.
+    epochs : deque of Epoch
+        Changes that whoever reads `ring` has not taken yet, oldest first.
+    trouble : Trouble | None
+        Why nothing comes, where that is known; may be read from any thread.
 
     Raises
     ------
@@ -101,9 +166,15 @@ class Receiver:
         self.label = label
         self.settings = settings
         self.taps: list[Tap] = []
+        self.on_news: Callable[[str, str], None] | None = None
+        self.epochs: deque[Epoch] = deque(maxlen=RECENT)
+        self.trouble: Trouble | None = None
         self._transport = transport
         self._signal = signal
-        self._inlet: Inlet | None = transport.inlet(select_stream(transport, settings, label), buffer_s=settings.buffer_s)
+        self._buffer_s = max(settings.buffer_s, LEAST_BUFFER_S)
+        self._inlet: Inlet | None = transport.inlet(
+            select_stream(transport, settings, label), buffer_s=self._buffer_s, recover=settings.hostname is None
+        )
         self._description = self._inlet.description
         try:
             self._selection = interpret(self._description, settings, label)
@@ -113,9 +184,13 @@ class Receiver:
         capacity = max(64, int(np.ceil(settings.buffer_s * self._description.sfreq)))
         self.ring = SampleRing(len(self.channels), capacity)
         self.others = SampleRing(len(self.other_channels), capacity) if len(self.other_channels) else None
+        self._here: NDArray[np.bool_] | None = None  # of the imaged channels; None: all
         self._arrivals = Arrivals()
-        self._heard = transport.clock.now()
+        self._heard = self._looked = self._alive = transport.clock.now()
+        self._unseen = 0  # looks in a row that did not find the outlet
+        self._refused = ""  # uid of one that came back and cannot be used
         self._recent: deque[int] = deque(maxlen=RECENT)
+        self._intervals: deque[float] = deque(maxlen=RECENT)
 
     @property
     def description(self) -> StreamDescription:
@@ -143,95 +218,216 @@ class Receiver:
         return self._arrivals
 
     def step(self) -> None:
-        """Pull once (waits at most 0.2 s)."""
+        """Pull once (waits at most 0.2 s, or about 1 s where the network has to be asked)."""
         if self._inlet is None:
             self._reopen()
             return
         try:
-            samples, stamps = self._inlet.pull(PULL_LIMIT_S)
-        except StreamError:  # it vanished and liblsl cannot find it again
-            self._inlet.close()
-            self._inlet = None
-            return
+            self._listen(self._inlet)
+        except StreamError as error:  # it vanished and liblsl cannot find it again
+            self._leave()
+            self.trouble = Trouble("stream_gone", str(error))
+
+    def _listen(self, inlet: Inlet) -> None:
+        samples, stamps = inlet.pull(PULL_LIMIT_S)
         received = self._transport.clock.now()
-        if not len(stamps):
-            if received > self._heard + SILENT_S:
-                self._heard = received
-                self._look_again()
-            return
-        self._heard = received
+        if len(stamps):
+            if not self._may_be_another(received) or self._is_known():
+                self._take(samples, stamps, received)
+        elif received >= max(self._heard + LOOK_AFTER_S, self._looked + LOOK_AGAIN_S):
+            self._look_again(inlet)
+
+    def _take(self, samples: NDArray[np.generic], stamps: Float64, received: float) -> None:
         for tap in self.taps:
             tap(self._description, samples, stamps)
         imaged = self._selection.imaged.to_si(samples)
         if self.others is not None:
             self.others.write(self._selection.others.to_si(samples), stamps, received)
         self.ring.write(imaged, stamps, received)
-        finite = np.isfinite(imaged.sum(axis=1, dtype=np.float64))
+        here = imaged if self._here is None else imaged[:, self._here]
+        finite = np.isfinite(here.sum(axis=1, dtype=np.float64))
+        before = self._arrivals
         self._recent.append(len(stamps))
+        gap = received - self._heard if before.n_received else 0.0
+        stalled = gap >= before.stall_after_s
+        if before.n_received:
+            self._intervals.append(gap)
         self._arrivals = Arrivals(
-            n_received=self._arrivals.n_received + len(stamps),
-            n_nonfinite=self._arrivals.n_nonfinite + int(len(stamps) - np.count_nonzero(finite)),
+            n_received=before.n_received + len(stamps),
+            n_nonfinite=before.n_nonfinite + int(len(stamps) - np.count_nonzero(finite)),
             last_received=received,
             newest_chunk=len(stamps),
             largest_chunk=max(self._recent),
-            n_reconnected=self._arrivals.n_reconnected,
+            n_reconnected=before.n_reconnected,
+            usual_interval_s=_usual(self._intervals),
+            n_stalls=before.n_stalls + stalled,
+            newest_stall_s=gap if stalled else before.newest_stall_s,
         )
+        self._heard, self._unseen, self.trouble = received, 0, None
         if self._signal is not None:
             self._signal.ring()
 
     def _present(self) -> list[StreamDescription]:
-        wanted = self.settings
-        found = self._transport.resolve(
-            name=wanted.name, type=wanted.type, source_id=wanted.source_id, timeout_s=LOOK_LIMIT_S
-        )
-        own = self._description  # another source of the same name is another device
-        return [
+        """Outlets that are this stream, or may take its place."""
+        wanted, own, began = self.settings, self._description, self._transport.clock.now()
+        found = [
             stream
-            for stream in found
-            if wanted.hostname in (None, stream.hostname) and (stream.name, stream.source_id) == (own.name, own.source_id)
+            for stream in self._transport.resolve(
+                name=wanted.name, type=wanted.type, source_id=wanted.source_id, timeout_s=LOOK_LIMIT_S
+            )
+            if wanted.hostname in (None, stream.hostname) and (stream.name, stream.type) == (own.name, own.type)
         ]
+        if any(stream.uid == own.uid for stream in found):
+            self._alive, self._unseen = began, 0
+        else:
+            self._unseen += 1
+        self._looked = self._transport.clock.now()
+        same = [stream for stream in found if stream.source_id == own.source_id]
+        if same or wanted.source_id is not None or self._unseen < SURE_LOOKS:
+            return same
+        return found
 
-    def _look_again(self) -> None:
+    def _may_be_another(self, received: float) -> bool:
+        """Whether there was time enough since the last sample, and since the outlet was last seen, for a successor."""
+        return self._arrivals.n_received > 0 and received - max(self._heard, self._alive) >= REJOIN_S
+
+    def _is_known(self) -> bool:
+        """Samples came after a long gap: find out whose, and whether these can be used."""
+        own = self._description
+        for _ in range(SURE_LOOKS):  # one answer may be lost
+            found = [stream for stream in self._present() if stream.source_id == own.source_id]
+            if any(stream.uid == own.uid for stream in found):
+                return True
+            if len(found) == 1:
+                if self._adopt(self._transport.describe(found[0])):
+                    return True
+                self._leave()
+                return False
+        return True
+
+    def _look_again(self, inlet: Inlet) -> None:
         """Silence: leave an outlet that has been replaced (liblsl may wait for it for ever where it has no source id)."""
         found = self._present()
-        if self._inlet is not None and len(found) == 1 and found[0].uid != self._description.uid:
+        own = self._description
+        if any(stream.uid == own.uid for stream in found):
+            return
+        if len(found) == 1 and found[0].uid != self._refused:
+            samples, stamps = inlet.pull(0.0)
+            received = self._transport.clock.now()
+            if not len(stamps):
+                self._leave()
+                self._open(found[0])
+            elif not self._may_be_another(received) or self._adopt(self._transport.describe(found[0])):
+                self._take(samples, stamps, received)  # liblsl has found it, too
+            else:
+                self._leave()
+        elif self._unseen >= SURE_LOOKS and self.trouble is None:
+            self.trouble = Trouble("stream_gone", f"stream {own.name!r} is no longer on the network; it is looked for")
+
+    def _leave(self) -> None:
+        if self._inlet is not None:
             self._inlet.close()
             self._inlet = None
 
     def _reopen(self) -> None:
         found = self._present()
-        if len(found) != 1:  # not back yet, or not to be told from another one
-            return
-        try:
-            inlet = self._transport.inlet(found[0], buffer_s=self.settings.buffer_s)
+        # none: not back yet; more: not to be told from each other
+        if len(found) == 1 and found[0].uid != self._refused:
+            self._open(found[0])
+
+    def _open(self, stream: StreamDescription) -> None:
+        recover = self.settings.hostname is None
+        try:  # what it sends while it is being opened is lost either way: do not wait until that is over
+            inlet = self._transport.inlet(stream, buffer_s=self._buffer_s, from_now=False, recover=recover)
         except StreamNotFound:
             return
-        seen, expected = inlet.description, self._description
-        if (seen.channels, seen.sfreq, seen.dtype) != (expected.channels, expected.sfreq, expected.dtype):
+        except StreamDescriptionError as error:
+            self._refuse(stream.uid, error)
+            return
+        if self._adopt(inlet.description):
+            self._inlet, self.trouble = inlet, None
+        else:
             inlet.close()
-            raise StreamDescriptionError(
-                f"acquisition.{self.label}: stream {seen.name!r} came back with {seen.n_channels} channels at "
-                f"{seen.sfreq:g} Hz and another description; it had {expected.n_channels} at {expected.sfreq:g} Hz. "
-                "Start the session again."
-            )
-        self._inlet, self._description = inlet, seen
+
+    def _refuse(self, uid: str, error: RtMmdfError) -> None:
+        self._refused = uid
+        text = f"stream {self._description.name!r} came back, but cannot be used: {error}"
+        self.trouble = Trouble("stream_unusable", text)
+
+    def _adopt(self, seen: StreamDescription) -> bool:
+        """Take the stream for what it describes itself as from now on; False where that cannot be used."""
+        own, wanted = self._description, self._selection
+        try:
+            read = interpret(seen, as_far_as_it_goes(self.settings, seen), self.label)
+        except (StreamDescriptionError, ConfigurationError) as error:
+            self._refuse(seen.uid, error)
+            return False
+        imaged, others = read.imaged.arranged_as(self.channels), read.others.arranged_as(self.other_channels)
+        here = np.isfinite(imaged.factors)
+        if not here.any():
+            self._refuse(seen.uid, StreamDescriptionError("it has none of the channels that are imaged"))
+            return False
+        absent = tuple(name for name, there in zip(self.channels.names, here, strict=True) if not there)
+        more = tuple(name for name in read.imaged.channels.names if name not in self.channels)
+        self.epochs.append(Epoch(self.ring.n_written, seen.sfreq, frozenset(absent), seen.hostname != own.hostname))
+        self._selection = Interpretation(imaged, others)
+        self._here = None if here.all() else here
+        self._description = seen
         self._arrivals = replace(self._arrivals, n_reconnected=self._arrivals.n_reconnected + 1)
+        self._intervals.clear()
+        if self.on_news is not None:
+            self.on_news("stream_changed", _changes(own, seen, wanted.imaged, imaged, absent, more))
+        return True
 
     def worker(self, on_failure: Callable[[], None] | None = None) -> Worker:
         """The thread that receives; not yet started."""
-        return Worker(f"receive {self.label}", self.step, on_failure)
+        return Worker(f"receive {self.label}", self.step, on_failure, STOP_LIMIT_S)
 
     def close(self) -> None:
         """Unsubscribe; after the worker was stopped."""
-        if self._inlet is not None:
-            self._inlet.close()
-            self._inlet = None
+        self._leave()
 
     def __enter__(self) -> Receiver:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def _usual(intervals: deque[float]) -> float:
+    ranked = sorted(intervals)
+    return ranked[int(USUAL * (len(ranked) - 1))] if ranked else 0.0
+
+
+def _changes(
+    own: StreamDescription,
+    seen: StreamDescription,
+    before: Selected,
+    now: Selected,
+    absent: tuple[str, ...],
+    more: tuple[str, ...],
+) -> str:
+    """What is other about a stream that has come back, in words."""
+    told = []
+    for what, old, new in (
+        ("source id", own.source_id, seen.source_id),
+        ("host", own.hostname, seen.hostname),
+        ("format", own.dtype, seen.dtype),
+    ):
+        if old != new:
+            told.append(f"{what} {new!r} after {old!r}")
+    if own.sfreq != seen.sfreq:
+        told.append(f"{seen.sfreq:g} Hz after {own.sfreq:g} Hz")
+    both = np.isfinite(before.factors) & np.isfinite(now.factors)
+    if (before.columns[both] != now.columns[both]).any():
+        told.append("channels in another order (sorted by name)")
+    if (rescaled := int(np.count_nonzero(before.factors[both] != now.factors[both]))) > 0:
+        told.append(f"{rescaled} channels in another unit")
+    if absent:
+        told.append(f"without {len(absent)} imaged channels ({', '.join(absent[:5])}), which are bad until they return")
+    if more:
+        told.append(f"{len(more)} channels more ({', '.join(more[:5])}), which are not imaged")
+    return f"stream {seen.name!r} is back: {'; '.join(told) or 'the same as before'}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,7 +506,7 @@ class MarkerReceiver:
     def step(self) -> None:
         """Pull once (waits at most 0.2 s, or 0.6 s for the network)."""
         now = self._transport.clock.now()
-        if now > self._looked + (SILENT_S if self._inlet is None else MARKERS_SILENT_S):
+        if now > self._looked + (MARKERS_LOOK_S if self._inlet is None else MARKERS_SILENT_S):
             self._looked = now
             self._look_again()
         if self._inlet is None:
@@ -352,7 +548,8 @@ class MarkerReceiver:
         return "" if self._description is None else self._description.uid
 
     def _open(self, stream: StreamDescription) -> None:
-        self._inlet = self._transport.inlet(stream, buffer_s=self._settings.buffer_s)
+        pinned = self._settings.hostname is not None  # liblsl would take it from any host
+        self._inlet = self._transport.inlet(stream, buffer_s=self._settings.buffer_s, recover=not pinned)
         self.n_reconnected += self._description is not None
         self._description, self.problem = self._inlet.description, ""
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
+from xml.etree.ElementTree import Element
 
 import mne
 import numpy as np
@@ -18,13 +18,16 @@ from rt_mmdf.acquisition.settings import StreamSettings
 from rt_mmdf.core.blocks import Float64
 from rt_mmdf.core.channels import Modality
 from rt_mmdf.core.errors import RecordingError, RtMmdfError
+from rt_mmdf.lsl.description import clean_label, clean_text
 from rt_mmdf.lsl.interface import ChannelDescription, StreamDescription
-from rt_mmdf.lsl.xdf import open_whole
+from rt_mmdf.lsl.xdf import PACKED, open_whole
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+MAX_EVENT = 4096
+"""Longest text of an event, characters; the rest is cut."""
 _REPLAYED = ("eeg", "meg", "markers")
 """Labels of the streams of a session's recording that are played again."""
 
@@ -101,8 +104,8 @@ def read_recording(path: Path) -> Recording:
     """
     if not path.exists():
         raise RecordingError(f"recording {path}: no such file or folder. Give the path of a recording that MNE reads.")
-    if path.suffix.lower() in (".xdf", ".xdfz"):
-        return _read_xdf(path)
+    if path.suffix.lower() in (".xdf", PACKED):
+        return reading(path.name, partial(_read_xdf, path))
     raw = reading(path.name, lambda: mne.io.read_raw(path, preload=False, verbose="error"))
     recording = reading(path.name, lambda: Recording.from_raw(raw, path.name))
     # a truncated file may have an intact header: its last sample tells
@@ -121,8 +124,9 @@ def reading(name: str, read: Callable[[], T]) -> T:
         raise
     except Exception as error:
         raise RecordingError(
-            f"recording {name}: cannot be read ({type(error).__name__}: {error}). A complete recording in a format that "
-            "MNE knows is expected; check that the copy is complete, or that the file opens in mne.io.read_raw."
+            f"recording {name}: cannot be read ({type(error).__name__}: {clean_text(str(error), MAX_EVENT)}). A complete "
+            "recording in a format that MNE knows is expected; check that the copy is complete, or that the file opens in "
+            "mne.io.read_raw."
         ) from error
 
 
@@ -136,7 +140,7 @@ def _events(raw: Any) -> tuple[tuple[float, str], ...]:
     if not found:
         # onsets count from the measurement date, or from first_samp where there is none
         offset = raw.first_time if raw.annotations.orig_time is not None else 0.0
-        found = [(float(a["onset"]) - offset, str(a["description"])) for a in raw.annotations]
+        found = [(float(a["onset"]) - offset, clean_text(str(a["description"]), MAX_EVENT)) for a in raw.annotations]
     last = (raw.n_times - 1) / sfreq
     return tuple(sorted((time, text) for time, text in found if 0 <= time <= last))
 
@@ -155,27 +159,15 @@ def _read_xdf(path: Path) -> Recording:
             f'recording {path}: reading XDF needs pyxdf. Install it: pip install "rt-mmdf[recordings]".'
         ) from error
 
-    def load() -> tuple[Any, bool]:
-        if path.suffix.lower() == ".xdfz":
-            with gzip.open(path) as packed:
-                return pyxdf.load_xdf(packed, dejitter_timestamps=True, verbose=False)[0], False
-        file, contents = open_whole(path)
-        with file:
-            if contents.n_whole < contents.n_bytes:
-                logger.warning(
-                    "recording %s: it ends in the middle of a chunk; the last %d of its %d bytes are left out",
-                    path,
-                    contents.n_bytes - contents.n_whole,
-                    contents.n_bytes,
-                )
-            labels = {number: header.findtext("desc/rt_mmdf/label") for number, header in contents.headers.items()}
-            own = any(labels.values())
-            # estimates, which may be large, are not replayed; nor are the operators' marks and the health
-            wanted = [number for number, label in labels.items() if label in _REPLAYED] if own else None
-            streams = pyxdf.load_xdf(file, wanted, dejitter_timestamps=not own, verbose=False)[0]
-            return streams, own
-
-    streams, own = reading(path.name, load)
+    file, contents = open_whole(path, _to_be_replayed)
+    with file:
+        told = "recording %s: %s; the %d of its %d bytes are left out"
+        if contents.n_damaged:
+            logger.warning(told, path, "it is damaged in the middle", contents.n_damaged, contents.n_bytes)
+        if beyond := contents.n_bytes - contents.n_whole:
+            logger.warning(told, path, "it ends in the middle of a chunk", beyond, contents.n_bytes)
+        own = any(_label_of(header) for header in contents.headers.values())
+        streams = pyxdf.load_xdf(file, dejitter_timestamps=not own, verbose=False)[0]
     sensors: dict[Modality, tuple[Any, Any]] = {}
     markers: list[tuple[float, str]] = []
     for stream in streams:
@@ -189,7 +181,7 @@ def _read_xdf(path: Path) -> Recording:
         if sfreq == 0:
             if kind == "MARKERS":
                 pairs = zip(stream["time_stamps"], stream["time_series"], strict=True)
-                markers += [(float(time), _marker_text(row[0]) if own else str(row[0])) for time, row in pairs]
+                markers += [(float(time), _event_text(row[0], own=own)) for time, row in pairs]
             continue
         if kind not in ("EEG", "MEG"):
             continue
@@ -198,7 +190,7 @@ def _read_xdf(path: Path) -> Recording:
             raise RecordingError(f"recording {path.name}: it holds more than one {kind} stream; exactly one is expected.")
         sensors[modality] = (_xdf_raw(stream, path.name, own=own), stream["time_stamps"])
     if not sensors:
-        types = sorted({str(stream["info"]["type"][0]) for stream in streams})
+        types = sorted({clean_label(header.findtext("type") or "") for header in contents.headers.values()})
         raise RecordingError(
             f"recording {path.name}: no stream of type EEG or MEG with a sampling rate (seen: {', '.join(types)})."
         )
@@ -216,14 +208,29 @@ def _read_xdf(path: Path) -> Recording:
     return Recording(path.name, cut, events, taken if own else {})
 
 
+def _to_be_replayed(headers: Mapping[int, Element]) -> Collection[int]:
+    """Of a session's recording the streams with these labels: estimates, which may be large, are not replayed; nor are the
+    operators' marks and the health. Of any other what may be sensors or markers.
+    """
+    labels = {number: _label_of(header) for number, header in headers.items()}
+    if any(labels.values()):
+        return [number for number, label in labels.items() if label in _REPLAYED]
+    kinds = {number: (header.findtext("type") or "").upper() for number, header in headers.items()}
+    return [number for number, kind in kinds.items() if kind in ("EEG", "MEG", "MARKERS")]
+
+
+def _label_of(header: Element) -> str:
+    return header.findtext("desc/rt_mmdf/label") or ""
+
+
 def _own_leaf(info: Any, name: str) -> str:
     """A leaf that a session's recording adds to the description of a stream."""
     return str(info["desc"][0]["rt_mmdf"][0][name][0])
 
 
-def _marker_text(value: Any) -> str:
-    """As `rt_mmdf.acquisition.receiver.MarkerReceiver` reads it."""
-    return value if isinstance(value, str) else f"{value:g}"
+def _event_text(value: Any, *, own: bool) -> str:
+    """As `rt_mmdf.acquisition.receiver.MarkerReceiver` reads it, where a session has recorded it."""
+    return clean_text(value if isinstance(value, str) else f"{value:g}" if own else str(value), MAX_EVENT)
 
 
 def _xdf_raw(stream: Any, name: str, *, own: bool) -> Any:
@@ -234,12 +241,12 @@ def _xdf_raw(stream: Any, name: str, *, own: bool) -> Any:
     n_channels = int(info["channel_count"][0])
 
     def text(node: Any, key: str) -> str:
-        return str((node.get(key) or [""])[0] or "")
+        return clean_label(str((node.get(key) or [""])[0] or ""))
 
     channels = tuple(ChannelDescription(text(n, "label"), text(n, "type"), text(n, "unit")) for n in nodes)
     description = StreamDescription(
-        name=str(info["name"][0]),
-        type=str(info["type"][0]),
+        name=text(info, "name"),
+        type=text(info, "type"),
         source_id="",
         sfreq=float(info["nominal_srate"][0]),
         dtype="float64",

@@ -7,6 +7,8 @@ is played at the times at which its samples were taken (`Recording.times`) inste
 
 What is due is decided by `Replay.advance`, which neither waits nor sleeps; `Replay.worker` is the thread that calls it in
 time.
+
+With `ReplaySettings.chaos` faults are injected on the way, see `rt_mmdf.acquisition.chaos`; without, nothing of it is there.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator
 from scipy.signal import firwin, resample_poly
 
+from rt_mmdf.acquisition.chaos import ChaosPlan, ChaosSettings, Injected, Offer, StreamChaos, WireChannel, draw_plan
 from rt_mmdf.acquisition.recording import Recording, reading
 from rt_mmdf.acquisition.settings import StampHabit
 from rt_mmdf.core.blocks import Float64
@@ -125,6 +128,8 @@ class ReplaySettings(Settings):
         Keep when each block was pushed.
     seed : int
         Of the jitter.
+    chaos : ChaosSettings | None
+        Faults that are injected at random, reproducibly.
     """
 
     eeg: ReplayStreamSettings = ReplayStreamSettings()
@@ -141,6 +146,7 @@ class ReplaySettings(Settings):
     counter: bool = False
     log_pushes: bool = False
     seed: int = 0
+    chaos: ChaosSettings | None = None
 
     @field_validator("loop")
     @classmethod
@@ -186,11 +192,16 @@ class StreamLog:
 
 @dataclass(frozen=True)
 class ReplayLog:
-    """What a replay has sent, by modality, and how many markers."""
+    """What a replay has sent, by modality, and how many markers.
+
+    faults : what was injected, in order of time; None without chaos
+    """
 
     recording: str
     streams: dict[Modality, StreamLog]
     n_markers: int
+    chaos_seed: int | None = None
+    faults: tuple[Injected, ...] | None = None
 
     def write(self, path: Path) -> None:
         """Write JSON to `path`, and where pushes were logged the arrays beside it (``.npz``: ``eeg_first, eeg_n_times,
@@ -201,7 +212,9 @@ class ReplayLog:
             str(modality): {key: value for key, value in vars(log).items() if key not in arrays}
             for modality, log in self.streams.items()
         }
-        content = {"recording": self.recording, "n_markers": self.n_markers, "streams": streams}
+        content: dict[str, Any] = {"recording": self.recording, "n_markers": self.n_markers, "streams": streams}
+        if self.faults is not None:
+            content["chaos"] = {"seed": self.chaos_seed, "faults": [injected.as_dict() for injected in self.faults]}
         path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         if any(log.first for log in self.streams.values()):
             columns = {
@@ -224,6 +237,7 @@ class _SensorStream:
         n_loop: int,
         times: Float64 | None,
         period_s: float,
+        plan: ChaosPlan | None,
     ) -> None:
         own: ReplayStreamSettings = getattr(settings, modality)
         raw = recording.sensors[modality]
@@ -248,11 +262,25 @@ class _SensorStream:
         description = _describe(raw, modality, own, settings, name, recording.name, sfreq, n_loop)
         self.log = StreamLog(name, description.source_id, sfreq, own.drift_ppm, own.stamps, n_loop)
         self._log_pushes = settings.log_pushes
-        self.outlet: Outlet = transport.outlet(description)
+        self._transport = transport
+        self._description = description
+        self.outlet: Outlet | None = transport.outlet(description)
+        self.chaos: StreamChaos | None = None
+        if plan is not None:
+            kinds = zip(raw.ch_names, raw.get_channel_types(), strict=True)
+            wire = [WireChannel(name, kind, _wire(kind, own.unit)[1]) for name, kind in kinds]
+            self.chaos = StreamChaos(plan, modality, self.rate, wire, description.n_channels)
+            self._offer: Offer | None = Offer()
+            self._at_rate = {factor: _at_rate(data, factor) for factor in self.chaos.rate_factors}
 
     @property
     def finished(self) -> bool:
         return self._next >= self._n_total
+
+    @property
+    def heard(self) -> bool:
+        """Whether the stream is on offer and has a consumer."""
+        return self.outlet is not None and self.outlet.has_consumers()
 
     def start(self, t0: float) -> None:
         self._t0 = t0
@@ -280,7 +308,10 @@ class _SensorStream:
             self._due = math.inf
             return
         self.ends = float(self._seconds(np.array([self._stop() - 1]), self._exists)[0])
-        exists = self._t0 + self.ends / self._speed
+        complete = self.ends
+        if self.chaos is not None:
+            complete = self.chaos.delivered_s(self.ends, self._next, self._stop())
+        exists = self._t0 + complete / self._speed
         # order kept: a block that is late makes the next one wait
         self._due = max(exists + self._rng.uniform(0.0, self.settings.jitter_ms * 1e-3), self._shown)
         self._shown = self._due
@@ -293,23 +324,74 @@ class _SensorStream:
             numbers = numbers[(numbers < first) | (numbers >= last)]
         if skipped := stop - start - len(numbers):
             self._note_gap(start, stop, skipped)
-        if len(numbers):
-            samples = self._data[numbers % self._n_loop]
-            if self._counter:
-                samples[:, -1] = numbers % COUNTER_WRAP
-            stamps = self._t0 + self._seconds(numbers, self._times)
-            if self.settings.stamps != "per_sample":
-                stamps[:] = stamps[0] if self.settings.stamps == "first_of_block" else stamps[-1]
+        if self.chaos is not None:
+            self._push_with_faults(self.chaos, numbers, clock)
+        elif len(numbers):
+            assert self.outlet is not None, "without faults it is always there"
+            samples, stamps = self._samples(numbers)
             now = clock()
             self.outlet.push(samples, stamps)
+            self._note_push(numbers, now)
+        self._next = stop
+        self._set_due()
+
+    def _samples(self, numbers: NDArray[np.int64]) -> tuple[NDArray[np.generic], Float64]:
+        """What these samples are on the wire, and their stamps."""
+        samples = self._data[numbers % self._n_loop]
+        if self._counter:
+            samples[:, -1] = numbers % COUNTER_WRAP
+        return samples, self._stamped(self._t0 + self._seconds(numbers, self._times))
+
+    def _stamped(self, stamps: Float64) -> Float64:
+        if self.settings.stamps != "per_sample" and len(stamps):
+            stamps[:] = stamps[0] if self.settings.stamps == "first_of_block" else stamps[-1]
+        return stamps
+
+    def _push_with_faults(self, chaos: StreamChaos, numbers: NDArray[np.int64], clock: Callable[[], float]) -> None:
+        first, length = self._next, len(numbers)
+        numbers = chaos.sent(numbers)
+        offer = chaos.offer_at(int(numbers[0]) if len(numbers) else first)
+        self.log.n_skipped += length - len(numbers)
+        if offer != self._offer:
+            if self.outlet is not None:
+                self.outlet.close()
+            self.outlet = None if offer is None else self._transport.outlet(offer.describe(self._description))
+            self._offer = offer
+        if self.outlet is None or offer is None or not len(numbers):
+            return
+        if offer.rate_factor == 1:
+            at: Float64 | NDArray[np.int64] = numbers
+            samples, stamps = self._samples(numbers)
+        else:  # sample k at the other rate is number k / factor
+            low, high = (math.ceil(edge * offer.rate_factor) for edge in (int(numbers[0]), int(numbers[-1]) + 1))
+            at = np.arange(low, high) / offer.rate_factor
+            at = at[np.isin(np.floor(at), numbers)]
+            data = self._at_rate[offer.rate_factor]
+            samples = data[np.minimum(np.rint(at % self._n_loop * offer.rate_factor).astype(np.intp), len(data) - 1)]
+            if self._counter:
+                samples[:, -1] = np.floor(at) % COUNTER_WRAP
+            stamps = self._stamped(self._t0 + at / self.rate)
+        if not len(at):
+            return
+        chaos.spoil(at, samples)
+        stamps = chaos.stamps(at, stamps)
+        if offer.order is not None:
+            samples = samples[:, list(offer.order)]
+        now = clock()
+        if self.outlet.has_consumers():
+            chaos.note_heard(int(numbers[0]))
+        for _ in range(1 + chaos.is_resent(numbers)):
+            self.outlet.push(samples, stamps)
+        self._note_push(numbers, now)
+
+    def _note_push(self, numbers: NDArray[np.int64], now: float) -> None:
+        if len(numbers):
             self.log.n_sent += len(numbers)
             self.log.worst_late_ms = max(self.log.worst_late_ms, (now - self._due) * 1e3)
             if self._log_pushes:
                 self.log.first.append(int(numbers[0]))
                 self.log.n_times.append(len(numbers))
                 self.log.pushed.append(now)
-        self._next = stop
-        self._set_due()
 
     def _note_gap(self, start: int, stop: int, skipped: int) -> None:
         self.log.n_skipped += skipped
@@ -393,6 +475,11 @@ class Replay:
         The part asked for is empty, cannot be read, or does not fit into memory.
     ConfigurationError
         The recording has none of the modalities asked for.
+
+    Attributes
+    ----------
+    plan : ChaosPlan | None
+        The faults that are injected.
     """
 
     def __init__(self, transport: Transport, recording: Recording, settings: ReplaySettings) -> None:
@@ -428,8 +515,11 @@ class Replay:
             lengths = {m: len(times[m]) for m in modalities}
         _check_memory(recording, settings, lengths)
         data = {m: _prepare(recording, m, settings, rates[m], lengths[m], first[m]) for m in modalities}
+        self.plan = None if settings.chaos is None else draw_plan(settings.chaos)
         self._sensors = {
-            m: _SensorStream(transport, m, recording, settings, rates[m], data[m], lengths[m], times.get(m), period_s)
+            m: _SensorStream(
+                transport, m, recording, settings, rates[m], data[m], lengths[m], times.get(m), period_s, self.plan
+            )
             for m in modalities
         }
         events = tuple(
@@ -466,7 +556,13 @@ class Replay:
             self._recording.name,
             {modality: stream.log for modality, stream in self._sensors.items()},
             self._markers.n_sent if self._markers else 0,
+            None if self.plan is None else self.plan.seed,
+            None if self.plan is None else self._injected(),
         )
+
+    def _injected(self) -> tuple[Injected, ...]:
+        placed = [injected for stream in self._sensors.values() if stream.chaos for injected in stream.chaos.injected]
+        return tuple(sorted(placed, key=lambda injected: injected.fault))
 
     def advance(self) -> float:
         """Push what is due, at most 64 blocks; the time at which there is more to do (inf at the end), sender's clock.
@@ -498,7 +594,7 @@ class Replay:
     def _start(self, now: float) -> bool:
         limit = self.settings.wait_for_consumers_s
         if limit is not None:
-            lonely = [stream.log.name for stream in self._sensors.values() if not stream.outlet.has_consumers()]
+            lonely = [stream.log.name for stream in self._sensors.values() if not stream.heard]
             if lonely and now - self._asked_at > limit:
                 raise StreamNotFound(
                     f"replay of {self._recording.name}: nobody listens to {', '.join(lonely)} after {limit:g} s. "
@@ -540,7 +636,8 @@ class Replay:
     def close(self) -> None:
         """Withdraw the streams; after the worker was stopped."""
         for stream in self._streams:
-            stream.outlet.close()
+            if stream.outlet is not None:
+                stream.outlet.close()
 
     def __enter__(self) -> Replay:
         return self
@@ -619,7 +716,7 @@ def _prepare(
     factors = np.array([_wire(kind, own.unit)[1] for kind in raw.get_channel_types()])
     source = float(raw.info["sfreq"])
     if source == sfreq:
-        step = max(1, 1 << 24 // n_channels)
+        step = max(1, (1 << 24) // n_channels)
         for start in range(0, n_loop, step):
             stop = min(start + step, n_loop)
             block = reading(recording.name, partial(raw.get_data, start=first + start, stop=first + stop, verbose="error"))
@@ -633,6 +730,17 @@ def _prepare(
         block = reading(recording.name, partial(raw.get_data, picks=picks, start=first, stop=stop, verbose="error"))
         resampled = resample_poly(block, ratio.numerator, ratio.denominator, axis=1, window=taps, padtype="line")
         out[:, picks] = _cast(resampled[:, :n_loop].T * factors[picks], dtype)
+    return out
+
+
+def _at_rate(data: NDArray[np.generic], factor: float) -> NDArray[np.generic]:
+    """A loop of samples on the wire at `factor` times its rate."""
+    ratio = Fraction(factor).limit_denominator(10000)
+    out = np.empty((max(1, math.floor(len(data) * factor)), data.shape[1]), data.dtype)
+    for start in range(0, data.shape[1], 32):
+        part = np.asarray(data[:, start : start + 32], np.float64)
+        resampled = resample_poly(part, ratio.numerator, ratio.denominator, window=_anti_alias(ratio), padtype="line")
+        out[:, start : start + 32] = _cast(resampled[: len(out)], data.dtype)
     return out
 
 

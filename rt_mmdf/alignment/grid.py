@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from rt_mmdf.alignment.arrival import Timing, timeline_of
 from rt_mmdf.alignment.resampler import FractionalResampler
-from rt_mmdf.alignment.time_map import SenderClock, TimeMap
-from rt_mmdf.alignment.timeline import Stamping, Timeline
+from rt_mmdf.alignment.time_map import TimeMap
+from rt_mmdf.alignment.timeline import MAX_BACKWARD_S, Placement
 from rt_mmdf.core.blocks import MISSING, Flag, Float32, Float64, RawBlock, SensorBlock
 from rt_mmdf.core.channels import Channels, Modality
-from rt_mmdf.core.errors import ConfigurationError
+from rt_mmdf.core.errors import ConfigurationError, StreamDescriptionError
 from rt_mmdf.core.settings import Settings
 from rt_mmdf.lsl.interface import ClockOffset
 
@@ -31,22 +33,35 @@ class AlignmentSettings(Settings):
     look_ahead_ms: float = Field(default=10.0, gt=0, le=10.0)
     """Most that the resampler may wait for samples after the one that it computes."""
     late_ms: float = Field(default=250.0, gt=0)
-    """A modality whose newest sample is older than this is marked missing, and not waited for, until new ones come."""
+    """A modality whose newest sample is older than this is marked missing, and not waited for, until new ones come. A lag of
+    the device that is known comes on top: it makes nobody late."""
     uncertain_ms: float = Field(default=1.0, gt=0)
     """Above this uncertainty (two standard deviations) of one stream's time, samples are flagged CLOCK_UNCERTAIN."""
 
 
 REPORT_INTERVAL_S = 0.25
+ASIDE_S = 5.0
+"""A stream whose stamps made no sense is begun anew after so long."""
+MOST_AHEAD_S = 0.05
+"""A sample that comes sooner than this before its own time tells that the sender's clock was set ahead; senders that stamp a
+chunk into the future stay below."""
 
 
 @dataclass(frozen=True, slots=True)
 class StreamSpec:
-    """What the aligner must know of one stream."""
+    """What the aligner must know of one stream.
+
+    stamping : what a stamp means, see `timeline_of`
+    lag_s : the device's own lag, seconds: what carries the stamp t happened at ``t - lag_s``
+    lag_uncertainty_s : two standard deviations of it
+    """
 
     modality: Modality
     channels: Channels
     sfreq: float
-    stamping: Stamping = "per_sample"
+    stamping: Timing = "per_sample"
+    lag_s: float = 0.0
+    lag_uncertainty_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +80,8 @@ class LaneReport:
     drift_ppm, drift_uncertainty_ppm : of the sender's clock against this machine's
     rate_error_ppm, rate_uncertainty_ppm : of the sampling clock: how much longer than nominal the sampling interval is
     jitter_ms : standard deviation of the stamps about their fit
-    uncertainty_ms : of the newest sample's time
-    arrival_lag_ms : from the newest sample's time to its receipt
+    uncertainty_ms : of the newest sample's time, that of the device's lag included where one is known
+    arrival_lag_ms : from the newest sample's time to its receipt, less the device's lag where one is known
     missing : samples of the grid without this stream
     clock_steps : how often a clock was set
     counts : see `TimelineCounts`
@@ -91,8 +106,7 @@ class _Lane:
 
     def __init__(self, spec: StreamSpec, settings: AlignmentSettings, grid_sfreq: float, keep_map: bool) -> None:
         self.spec = spec
-        self.timeline = Timeline(spec.sfreq, spec.stamping, f"the {spec.modality.upper()} stream")
-        self.clock = SenderClock()
+        self.timeline, self.clock = timeline_of(spec.stamping, spec.sfreq, f"the {spec.modality.upper()} stream")
         self.map = TimeMap(spec.sfreq, history=None if keep_map else 600)
         self.resampler = None
         if settings.grid == "clock":
@@ -110,7 +124,9 @@ class _Lane:
         self._undecided: RawBlock | None = None
         self._arrived: list[RawBlock] = []
         self.first_stamp = math.nan
-        self.lag_s = math.nan  # from the newest sample's time to its receipt
+        # a sample of a device that lags cannot be had sooner; one that is stamped early can be had when it has happened
+        self.device_delay = max(0.0, spec.lag_s)
+        self.lag_s = math.nan  # from when the newest sample could be had to its receipt
         self._epoch = 0
         self._pulls: list[int] = []  # sizes of the last pulls
         self._typical_pull = 1
@@ -122,6 +138,29 @@ class _Lane:
         self.grid_missing = 0
         self.wanted = 0  # see `Aligner.wanted`
         self.new_hole = True  # the next sample on the grid comes after a hole, or is the first
+        self._doubtful = False  # nobody knows where the next sample belongs
+        self.absent: frozenset[str] = frozenset()  # channels that the stream does not have now
+        self.fault = ""  # why nothing of it can be used now
+        self.retry_at = math.inf  # receiving time from which on it is tried anew
+        self.succeeds = False  # it is not the stream that the session began with
+        self.paired = False  # samples grid, of a lane that succeeds another: `shift` is known
+
+    def succeeded_by(self, spec: StreamSpec, settings: AlignmentSettings, grid_sfreq: float, new_clock: bool) -> _Lane:
+        """What goes on in its place, with nothing of its samples; what was counted stays counted."""
+        lane = _Lane(spec, settings, grid_sfreq, self.map.keeps_all)
+        lane.timeline.counts, lane.grid_missing, lane.first_stamp = self.timeline.counts, self.grid_missing, self.first_stamp
+        lane.map.steps, lane.clock.steps, lane.absent, lane.succeeds = self.map.steps, self.clock.steps, self.absent, True
+        if not new_clock:
+            lane.clock = self.clock
+        return lane
+
+    def set_aside(self, fault: str) -> None:
+        """Use nothing of it for `ASIDE_S`."""
+        newest = (
+            self._undecided.received[-1] if self._undecided is not None else self._received[: self.stop - self.base].max()
+        )
+        self.fault, self.retry_at = fault, float(newest) + ASIDE_S
+        self._undecided, self._arrived = None, []
 
     def add(self, block: RawBlock) -> None:
         self._note_pulls(block.received)
@@ -154,7 +193,7 @@ class _Lane:
             if self.mapped and self.base <= self.needed < self.stop - self._room // 4:
                 return  # the grid has not come so far: what it needs must not be overtaken
             block = self._undecided
-            placement = self.timeline.place(block.stamps)
+            placement = self.timeline.place(block.received if self.spec.stamping == "arrival" else block.stamps)
             if len(placement.keep):
                 if self.timeline.epoch != self._epoch:
                     self._epoch = self.timeline.epoch
@@ -163,7 +202,12 @@ class _Lane:
                 if not self.map.ready:
                     self._bend(int(placement.index[0]))
                 self._append(placement.index, block, placement.keep)
-                self.lag_s = float(block.received[placement.keep[-1]]) - self.map.time_at(self.stop - 1)
+                if self._doubtful:
+                    self._valid[int(placement.index[0]) - self.base] = False
+                    self._doubtful = False
+                self.lag_s = float(block.received[placement.keep[-1]]) - self.device_delay - self.newest_time
+            if len(placement.keep) < placement.consumed:
+                self._look_at_dropped(block, placement)
             if placement.knot:
                 self._bend(self.timeline.next_index)
             if placement.consumed == block.n_times:
@@ -176,14 +220,31 @@ class _Lane:
                     block.data[:, at:], block.stamps[at:], block.received[at:], block.first + at, block.lost
                 )
 
+    def _look_at_dropped(self, block: RawBlock, placement: Placement) -> None:
+        """Samples are dropped where their stamps have been seen. If they are not what came with those stamps, it is the
+        stamps that are wrong, nobody knows where the samples that follow belong, and they are not joined to those before.
+        """
+        dropped = np.delete(np.arange(placement.consumed), placement.keep)
+        start = max(0, self.stop - self.base - round(MAX_BACKWARD_S * self.spec.sfreq) - len(placement.keep))
+        seen = {column.tobytes() for column in self._data[start : self.stop - self.base]}
+        if all(np.ascontiguousarray(block.data[:, k]).tobytes() in seen for k in dropped):
+            return
+        following = placement.index[placement.keep > dropped[0]]
+        if len(following):
+            self._valid[int(following[0]) - self.base] = False
+        else:
+            self._doubtful = True
+
     def _bend(self, index: int) -> None:
         sender = self.timeline.sender_time(index)
         interval = (1 + self.timeline.rate_error) / self.spec.sfreq * (1 + self.clock.drift)
-        if self.map.bend(index, self.clock.to_local(sender), interval):
+        # the only place where the device's lag enters: from here on all times are those of the events themselves
+        if self.map.bend(index, self.clock.to_local(sender) - self.spec.lag_s, interval):
             self._invalidate()
 
     def _invalidate(self) -> None:
         self._valid[: self.stop - self.base] = False
+        self.new_hole = True  # even where the grid meets no sample of the past any more
 
     def _append(self, index: NDArray[np.int64], block: RawBlock, keep: NDArray[np.intp]) -> None:
         first, last = int(index[0]), int(index[-1])
@@ -220,7 +281,7 @@ class _Lane:
             return float("inf")
         sender = self.timeline.sender_time(self.stop)
         sd = math.hypot(self.timeline.sender_time_sd(self.stop), self.clock.sd(sender))
-        return 2 * sd + abs(self.map.error)
+        return math.hypot(2 * sd, self.spec.lag_uncertainty_s) + abs(self.map.error)
 
     @property
     def n_undecided(self) -> int:
@@ -230,12 +291,16 @@ class _Lane:
 
     @property
     def newest_time(self) -> float:
-        """LSL time of the newest sample that has come."""
-        return self.map.time_at(self.stop - 1)
+        """LSL time at which the newest sample that has come was true; before the first, long ago."""
+        return self.map.time_at(self.stop - 1) if self.mapped else -math.inf
+
+    def is_alive(self, late: float) -> bool:
+        """Whether something has come that could not be had before `late`."""
+        return self.newest_time + self.device_delay >= late
 
     @property
     def mapped(self) -> bool:
-        return self.started and self.map.ready
+        return self.started and self.map.ready and not self.fault
 
     def covers(self, position: float) -> bool:
         """Whether the samples that a grid sample at `position` needs have come."""
@@ -248,11 +313,11 @@ class _Lane:
         received = self._received[np.clip(whole + self.n_ahead - self.base, 0, self._room - 1)]
         if start < self.base:  # long overtaken, or before the stream began
             nothing = np.full((len(self.spec.channels), len(position)), np.nan, np.float32)
-            return nothing, np.zeros(len(position), bool), received, self.map.time_at(stop - 1)
+            return nothing, np.zeros(len(position), bool), received, self.map.time_at(stop - 1) + self.device_delay
         last = stop - 1 - self.base
         until = self._received[last] + self._one_block_s
         in_pull = int(np.searchsorted(self._received[: self.stop - self.base], until, side="right")) - 1 - last
-        exists = self.map.time_at(stop - 1 + min(in_pull, self._typical_pull - 1))
+        exists = self.map.time_at(stop - 1 + min(in_pull, self._typical_pull - 1)) + self.device_delay
         valid = self._valid[start - self.base : stop - self.base]
         if self.resampler is None:
             data = self._data[start - self.base : stop - self.base].T.copy()
@@ -292,7 +357,8 @@ class Aligner:
     """Streams in, hops of the common grid out.
 
     Sample `g` of the grid is the instant ``origin + g / sfreq`` on this machine's LSL clock, for every modality (with the
-    grid of samples: the instant of the last stream's sample). A hop leaves as soon as all modalities have what it needs
+    grid of samples: the instant of the last stream's sample); where a device's own lag is known, the instant is that of the
+    event, not of its stamp. A hop leaves as soon as all modalities have what it needs
     (the watermark), or as soon as those that lack it have sent nothing newer than `late_ms`: a dead stream holds nobody.
 
     Parameters
@@ -314,6 +380,9 @@ class Aligner:
         NaN until all streams have begun.
     newest_report : dict of Modality to LaneReport
         `report` as it was at most 0.25 s before the last `advance`; any thread may read it.
+    on_error : callable | None
+        Called with the modality and an error that its samples have led to, other than a StreamDescriptionError; without
+        it such an error is raised.
     """
 
     def __init__(self, streams: list[StreamSpec], settings: AlignmentSettings, hop: int, *, keep_map: bool = False) -> None:
@@ -328,11 +397,14 @@ class Aligner:
                 f"seen: {rates}. Use alignment.grid = 'clock'."
             )
         self._lanes = [_Lane(spec, settings, self.sfreq, keep_map) for spec in streams]
+        self._device_delay = max(lane.device_delay for lane in self._lanes)
         self.channels = streams[0].channels
         for spec in streams[1:]:
             self.channels = self.channels + spec.channels
         self.origin = float("nan")
+        self.on_error: Callable[[Modality, Exception], None] | None = None
         self._next_hop = 0
+        self._last_time = math.nan  # of the grid
         self._reported = -math.inf
         self.newest_report = self.report()
 
@@ -352,7 +424,73 @@ class Aligner:
 
     def add(self, modality: Modality, block: RawBlock) -> None:
         """Take samples of one stream."""
-        self._lane(modality).add(block)
+        lane = self._lane(modality)
+        if lane.fault:
+            if block.received[-1] < lane.retry_at:
+                return
+            lane = self._succeed(lane, lane.spec, new_clock=False)
+        lane.add(block)
+
+    def renew(
+        self,
+        modality: Modality,
+        sfreq: float,
+        absent: frozenset[str],
+        *,
+        new_clock: bool,
+        lag_s: float = 0.0,
+        lag_uncertainty_s: float = 0.0,
+    ) -> None:
+        """The stream has come back as another one; to be told between its last old and its first new sample.
+
+        Parameters
+        ----------
+        sfreq : its nominal rate now, Hz; with the grid of samples any other than that of the grid leaves it missing
+        absent : channels that it does not have now: NaN comes for them, and they are bad
+        new_clock : its stamps are those of another machine
+        lag_s, lag_uncertainty_s : as in `StreamSpec`, of the device that it is now
+        """
+        lane = self._lane(modality)
+        spec = replace(lane.spec, sfreq=sfreq, lag_s=lag_s, lag_uncertainty_s=lag_uncertainty_s)
+        if self.settings.grid == "samples" and sfreq != self.sfreq:
+            lane.set_aside(
+                f"the {modality.upper()} stream came back with {sfreq:g} Hz; alignment.grid = 'samples' needs "
+                f"{self.sfreq:g} Hz. It counts as missing until it has that rate again; alignment.grid = 'clock' takes any."
+            )
+            lane.retry_at = math.inf
+            return
+        if new_clock or spec != lane.spec or lane.fault:
+            try:
+                lane = self._succeed(lane, spec, new_clock)
+            except (ConfigurationError, MemoryError) as error:
+                lane.set_aside(f"the {modality.upper()} stream came back with {sfreq:g} Hz, which cannot be used: {error}")
+                lane.retry_at = math.inf
+        lane.absent = absent
+
+    def _succeed(self, lane: _Lane, spec: StreamSpec, new_clock: bool) -> _Lane:
+        at = self._lanes.index(lane)
+        self._lanes[at] = lane.succeeded_by(spec, self.settings, self.sfreq, new_clock)
+        self._device_delay = max(lane.device_delay for lane in self._lanes)
+        return self._lanes[at]
+
+    @property
+    def faults(self) -> dict[Modality, str]:
+        """Why nothing of a stream can be used now; of those that are missing for that."""
+        return {lane.spec.modality: lane.fault for lane in self._lanes if lane.fault}
+
+    def _advance_lane(self, lane: _Lane) -> None:
+        """What a session begins with must make sense; what comes later must not end it."""
+        try:
+            lane.advance()
+        except StreamDescriptionError as error:
+            if not (lane.succeeds or lane.timeline.epoch):
+                raise
+            lane.set_aside(str(error))
+        except Exception as error:
+            if self.on_error is None:
+                raise
+            lane.set_aside(f"the {lane.spec.modality.upper()} stream cannot be aligned ({type(error).__name__}: {error})")
+            self.on_error(lane.spec.modality, error)
 
     def add_offset(self, modality: Modality, measured: ClockOffset) -> None:
         """Take a measurement of one sender's clock."""
@@ -370,36 +508,49 @@ class Aligner:
         if now - self._reported >= REPORT_INTERVAL_S:
             self._reported, self.newest_report = now, self.report()
         for lane in self._lanes:
-            lane.advance()
+            self._advance_lane(lane)
         if np.isnan(self.origin) and not self._begin(now):
             return None
         grid = self._next_hop * self.hop + np.arange(self.hop)
         if self.settings.grid == "samples":
-            positions = [(grid + lane.shift).astype(float) for lane in self._lanes]
-            times = self._lanes[-1].map.times_at(positions[-1])
+            times, positions = self._paired(grid)
         else:
             times = self.origin + grid / self.sfreq
-            positions = [lane.map.indices_at(times) for lane in self._lanes]
+            positions = [lane.map.indices_at(times) if lane.mapped else np.zeros(self.hop) for lane in self._lanes]
         for lane, position in zip(self._lanes, positions, strict=True):
             lane.needed = int(position[0]) - lane.n_past + 1
         present = [lane.covers(position[-1]) for lane, position in zip(self._lanes, positions, strict=True)]
         late = now - self.settings.late_ms * 1e-3
-        alive = [lane.newest_time >= late for lane in self._lanes]
+        alive = [lane.is_alive(late) for lane in self._lanes]
         expected = (lives and not here for lives, here in zip(alive, present, strict=True))
-        if any(expected) or (not any(present) and times[-1] >= late):
+        if any(expected) or (not any(present) and times[-1] + self._device_delay >= late):
             for lane, lives, position in zip(self._lanes, alive, positions, strict=True):
                 lacking = int(position[-1]) + lane.n_ahead + 1 - lane.stop - lane.n_undecided
                 lane.wanted = max(0, lacking) if lives else 0
             return None
         hop = self._assemble(times, positions, present, now)
         self._next_hop += 1
+        self._last_time = float(times[-1])
         return hop
+
+    def _paired(self, grid: NDArray[np.int64]) -> tuple[Float64, list[Float64]]:
+        """Times of these samples of the grid, and of each stream the sample that belongs to each of them."""
+        following = self._last_time + 1 / self.sfreq
+        for lane in self._lanes:
+            if lane.succeeds and lane.mapped and not lane.paired:
+                lane.shift = round(float(lane.map.indices_at(np.array([following]))[0])) - int(grid[0])
+                lane.paired = True
+        positions = [(grid + lane.shift).astype(float) for lane in self._lanes]
+        reference = self._lanes[-1]
+        if reference.mapped:
+            return reference.map.times_at(positions[-1]), positions
+        return following + np.arange(self.hop) / self.sfreq, positions
 
     def _begin(self, now: float) -> bool:
         """Set the origin: where all streams have begun, but not in the past, for what came before the clocks were known."""
         if not all(lane.mapped for lane in self._lanes):
             return False
-        recent = now - self.settings.late_ms * 1e-3
+        recent = now - self.settings.late_ms * 1e-3 - self._device_delay
         if self.settings.grid == "samples":
             # sample by sample: those whose times agree to half a sample are one grid sample
             reference = self._lanes[-1]
@@ -437,9 +588,11 @@ class Aligner:
             flags[after_hole] |= np.uint32(Flag.GAP)
             lane.new_hole = not usable[-1]
             apart = abs(lane.map.time_at(position[-1]) - times[-1])  # more than rounding only where samples are paired
-            if lane.uncertainty > self.settings.uncertain_ms * 1e-3 or apart > 0.75 / self.sfreq:
+            impossible = lane.lag_s - min(0.0, lane.spec.lag_s) < -MOST_AHEAD_S
+            if lane.uncertainty > self.settings.uncertain_ms * 1e-3 or apart > 0.75 / self.sfreq or impossible:
                 flags |= np.uint32(Flag.CLOCK_UNCERTAIN)
-        block = SensorBlock(self.channels, np.vstack(rows), times, flags, received, self._next_hop * self.hop)
+        absent = frozenset[str]().union(*(lane.absent for lane in self._lanes))
+        block = SensorBlock(self.channels, np.vstack(rows), times, flags, received, self._next_hop * self.hop, absent)
         return AlignedHop(block, float(intended))
 
     def report(self) -> dict[Modality, LaneReport]:

@@ -84,6 +84,17 @@ class SenderClock:
         return float("inf") if self._line is None else self._line.sd(sender_time)
 
 
+class OwnClock(SenderClock):
+    """This machine's own clock in the place of a sender's: nothing to measure, nothing uncertain."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._line = Line(0.0, 0.0, 0.0, 0.0, 0.0)
+
+    def add(self, measured: ClockOffset) -> None:
+        """The sender's clock does not matter."""
+
+
 class TimeMap:
     """Piecewise linear map from sample numbers to this machine's LSL time.
 
@@ -102,6 +113,7 @@ class TimeMap:
         self._sfreq = sfreq
         self._index: deque[float] = deque(maxlen=history)
         self._time: deque[float] = deque(maxlen=history)
+        self.keeps_all = history is None
         self._slope = 1.0 / sfreq  # seconds per sample after the last knot
         self.error = float("inf")  # of the map against the fit at the last knot, seconds
         self.steps = 0

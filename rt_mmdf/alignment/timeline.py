@@ -187,11 +187,7 @@ class Timeline:
         if placement is None:  # a new epoch has begun with these stamps
             return self.place(stamps)
         if (rate := self._rate_check.add(stamps[: placement.consumed])) is not None:
-            raise StreamDescriptionError(
-                f"{self.name} announces {self.sfreq:g} Hz, but its first time stamps tell {rate:.5g} Hz "
-                f"({1e6 * (rate / self.sfreq - 1):+.0f} ppm). Crystals are within 100 ppm: the sending program announces a "
-                "wrong rate, or loses samples all the time. Correct that there; what is wrong cannot be aligned."
-            )
+            raise wrong_rate(self.name, self.sfreq, rate, "time stamps")
         return placement
 
     def _place_regular(self, stamps: Float64) -> Placement | None:
@@ -443,3 +439,12 @@ class Timeline:
             line = fit_line(x, np.array(self._anchor_y) - self._rate * x, None, self._rate_sd, floor)
             value, slope = line.value + self._rate * line.at, line.slope + self._rate
             self._line = Line(line.at, value, slope, line.value_sd, line.slope_sd)
+
+
+def wrong_rate(name: str, sfreq: float, rate: float, by: str) -> StreamDescriptionError:
+    """What to raise where a stream announces `sfreq`, but its first stamps (or whatever it is told by) tell `rate`, Hz."""
+    return StreamDescriptionError(
+        f"{name} announces {sfreq:g} Hz, but its first {by} tell {rate:.5g} Hz ({1e6 * (rate / sfreq - 1):+.0f} ppm). "
+        "Crystals are within 100 ppm: the sending program announces a wrong rate, or loses samples all the time. Correct "
+        "that there; what is wrong cannot be aligned."
+    )

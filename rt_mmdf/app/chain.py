@@ -47,6 +47,12 @@ class Imager:
     n_channels, n_sources : int
     window : int
         Samples that the solver sees; the newest of them are imaged.
+
+    Attributes
+    ----------
+    on_failure : callable | None
+        Called with what a solver raised; its samples are then NaN and INVALID, and it is
+        reset before it is asked again. Without it the error is raised.
     """
 
     def __init__(self, switch: OperatorSwitch, *, n_channels: int, n_sources: int, window: int) -> None:
@@ -54,6 +60,7 @@ class Imager:
         self._window = SlidingWindow(window, n_channels)
         self._n_sources = n_sources
         self._newest: Operator | None = None
+        self.on_failure: Callable[[Exception], None] | None = None
 
     @property
     def window_length(self) -> int:
@@ -72,7 +79,7 @@ class Imager:
     def __call__(self, block: SensorBlock, *, image: bool = True) -> tuple[Float32, NDArray[np.uint32]]:
         """Estimate (n_sources, n_times), NaN where it cannot be imaged, and flags; both empty where `image` is False."""
         runs = self._whitening(block)
-        parts: list[Float32] = []
+        parts: list[Float32 | None] = []
         for run in runs:
             n_new = run.stop - run.start
             if run.operator is None:  # unknown samples stay unknown in the window, too
@@ -84,12 +91,30 @@ class Imager:
                 run.operator.solver.reset()
                 self._newest = run.operator
             if image:
-                parts.append(run.operator.solver(window, n_new))
+                parts.append(self._solved(run.operator, window, n_new))
         if not image or not parts:
             return np.empty((self._n_sources, 0), np.float32), np.empty(0, np.uint32)
+        flags = [
+            run.flags if part is not None else run.flags | np.uint32(Flag.INVALID)
+            for run, part in zip(runs, parts, strict=True)
+        ]
+        whole = [
+            part if part is not None else np.full((self._n_sources, run.stop - run.start), np.nan, np.float32)
+            for run, part in zip(runs, parts, strict=True)
+        ]
         if len(runs) == 1:
-            return parts[0], runs[0].flags
-        return np.hstack(parts), np.concatenate([run.flags for run in runs])
+            return whole[0], flags[0]
+        return np.hstack(whole), np.concatenate(flags)
+
+    def _solved(self, operator: Operator, window: Float32, n_new: int) -> Float32 | None:
+        if self.on_failure is None:
+            return operator.solver(window, n_new)
+        try:
+            return operator.solver(window, n_new)
+        except Exception as error:
+            self.rest()
+            self.on_failure(error)
+            return None
 
 
 class Chain:
@@ -127,6 +152,9 @@ class Chain:
     falls_back : bool
         Whether the next hop is imaged by the fallback; its estimate then carries FALLBACK. To be set between two hops, after
         `inspect`. The window of the first solver sees every hop all the same, so that it can go on at any time.
+    on_failure : callable | None
+        Called with what a stage or a solver raised; what it was to image is NaN and INVALID. Without it the error is
+        raised.
     """
 
     def __init__(
@@ -148,7 +176,9 @@ class Chain:
         if fallback is not None:
             self._fallback = Imager(fallback, n_channels=len(channels), n_sources=n_sources, window=window)
         self._falls_back = False
+        self._on_failure: Callable[[Exception], None] | None = None
         self.imager = Imager(switch, n_channels=len(channels), n_sources=n_sources, window=window)
+        self._n_sources, self._decimate = n_sources, settings.decimate
         self._unit = unit
         self._clock = clock
         self._observe = observe
@@ -157,6 +187,16 @@ class Chain:
         self._hop = 0
         self.flag_counts = dict.fromkeys(Flag, 0)
         self.newest_flags = 0
+
+    @property
+    def on_failure(self) -> Callable[[Exception], None] | None:
+        return self._on_failure
+
+    @on_failure.setter
+    def on_failure(self, told: Callable[[Exception], None] | None) -> None:
+        self._on_failure = self.imager.on_failure = told
+        if self._fallback is not None:
+            self._fallback.on_failure = told
 
     @property
     def falls_back(self) -> bool:
@@ -177,6 +217,28 @@ class Chain:
 
     def together(self, hops: Sequence[AlignedHop], *, image: bool = True) -> list[SourceEstimate]:
         """The same for hops that follow each other, in one call of each stage; one estimate for each of them."""
+        first = self._hop
+        self._hop += len(hops)
+        try:
+            return self._together(hops, first, image)
+        except Exception as error:
+            if self._on_failure is None:
+                raise
+            self.cleaning.filter.reset()  # what the stages keep may be half of a hop
+            self.imager.reset()
+            self._cleaned = []
+            self._on_failure(error)
+            return [self._nothing(hop, first + i) for i, hop in enumerate(hops)] if image else []
+
+    def _nothing(self, hop: AlignedHop, number: int) -> SourceEstimate:
+        """In place of an estimate."""
+        block, now, n = hop.block, self._clock.now(), self._decimate
+        flags = block.flags[::n] | np.bitwise_or.reduce(block.flags) | np.uint32(Flag.INVALID)
+        stamps = StageStamps(float(block.times[-1]), hop.intended, float(block.received.max()), now, now, now)
+        data = np.full((self._n_sources, len(flags)), np.nan, np.float32)
+        return SourceEstimate(data, block.times[::n], flags, block.first // n, number, self._unit, stamps)
+
+    def _together(self, hops: Sequence[AlignedHop], first: int, image: bool) -> list[SourceEstimate]:
         aligned = self._clock.now()
         cleaned = self.cleaning.clean(_joined([hop.block for hop in hops]))
         preprocessed = self._clock.now()
@@ -192,8 +254,7 @@ class Chain:
                 preprocessed=preprocessed,
                 solved=float("nan"),
             )
-            self._cleaned.append(CleanedHop(_part(cleaned, i * length, length), self._hop + i, stamps))
-        self._hop += len(hops)
+            self._cleaned.append(CleanedHop(_part(cleaned, i * length, length), first + i, stamps))
         if self._falls_back and self._fallback is not None:
             data, flags = self._fallback(cleaned, image=image)
             flags = flags | np.uint32(Flag.FALLBACK)
@@ -213,6 +274,10 @@ class Chain:
 
     def inspect(self, hops: Sequence[AlignedHop]) -> None:
         """Look for bad channels, and let others have the cleaned hops, when their estimates are out."""
+        if not self._cleaned:  # a stage raised
+            for hop in hops:
+                self.cleaning.inspect(hop.block)
+            return
         for cleaned, hop in zip(self._cleaned, hops, strict=True):
             if self._falls_back:
                 self.imager(cleaned.block, image=False)
@@ -241,6 +306,7 @@ def _joined(blocks: Sequence[SensorBlock]) -> SensorBlock:
         times=np.concatenate([block.times for block in blocks]),
         flags=np.concatenate([block.flags for block in blocks]),
         received=np.concatenate([block.received for block in blocks]),
+        bads=frozenset[str]().union(*(block.bads for block in blocks)),
     )
 
 

@@ -61,11 +61,7 @@ class Fallback:
         if missed:
             self._missed.append(now)
         if len(self._missed) == self._settings.misses and now - self._missed[0] <= self._settings.within_s:
-            again = self._n_changes > 0 and now - self._changed_at <= self._wait_s
-            base = self._settings.return_after_s
-            self._wait_s = min(2 * self._wait_s, LONGEST_WAIT * base) if again else base
-            self._change(now)
-            self._clean_since = now
+            self._take_over(now)
             logger.warning(
                 "budget: %d hops were skipped or later than the budget within %.1f s: %s images in place of %s (flag "
                 "FALLBACK); %s is tried again after %g s without a miss",
@@ -78,6 +74,32 @@ class Fallback:
             )
             self._missed.clear()
         return self._active
+
+    @property
+    def active(self) -> bool:
+        """Whether it images now."""
+        return self._active
+
+    def take_over(self, now: float, why: str) -> bool:
+        """Image with the fallback from the next hop on, since the first solver fails; it is tried again as after misses."""
+        if not self._active:
+            self._take_over(now)
+            logger.warning(
+                "%s: %s images in place of %s (flag FALLBACK), which is tried again after %g s",
+                why,
+                self.solver_name,
+                self._first,
+                self._wait_s,
+            )
+            self._missed.clear()
+        return True
+
+    def _take_over(self, now: float) -> None:
+        again = self._n_changes > 0 and now - self._changed_at <= self._wait_s
+        base = self._settings.return_after_s
+        self._wait_s = min(2 * self._wait_s, LONGEST_WAIT * base) if again else base
+        self._change(now)
+        self._clean_since = now
 
     def _change(self, now: float) -> None:
         self._active = not self._active

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
@@ -10,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rt_mmdf.acquisition.clockwatch import ClockWatch
-from rt_mmdf.acquisition.receiver import Receiver, survey
+from rt_mmdf.acquisition.device_lag import DeviceLag, lag_of
+from rt_mmdf.acquisition.doubles import INTERVAL_S, Doubles
+from rt_mmdf.acquisition.receiver import Epoch, Receiver, survey
 from rt_mmdf.alignment.grid import AlignedHop, Aligner, StreamSpec
 from rt_mmdf.app.settings import SessionSettings
 from rt_mmdf.core.blocks import RawBlock
@@ -19,6 +22,8 @@ from rt_mmdf.core.errors import ConfigurationError, StreamError
 from rt_mmdf.lsl.interface import Clock, Transport
 from rt_mmdf.runtime.mailbox import Signal
 from rt_mmdf.runtime.worker import Worker
+
+logger = logging.getLogger(__name__)
 
 LOOK_ANYWAY_S = 0.02  # clocks go on, and a stream that has gone silent is given up, even when nothing can be made
 
@@ -70,6 +75,8 @@ class Intake:
     channels : Channels
         Those that are wanted; others of the streams are left out.
     clock : Clock
+    doubles : Doubles | None
+        Looks for second streams of the same names.
     keep_map : bool
         Keep the whole time maps for a report.
 
@@ -77,6 +84,8 @@ class Intake:
     ----------
     hop : int
         Samples of the grid in one hop.
+    lags : dict of Modality to DeviceLag
+        What is known of each device's own lag; it is subtracted in the alignment.
     overwritten : int
         Samples that the receivers' rings lost because nobody took them in time.
     """
@@ -88,18 +97,39 @@ class Intake:
         watch: ClockWatch,
         channels: Channels,
         clock: Clock,
+        doubles: Doubles | None = None,
         *,
         keep_map: bool = False,
     ) -> None:
         self.receivers = dict(receivers)
         self.watch = watch
+        self.doubles = doubles
         self.overwritten = 0
         self._looked = -math.inf
         self._clock = clock
         self._rows = {m: _rows_of(receiver.channels, m, channels) for m, receiver in receivers.items()}
         self._in_use = {m: receiver for m, receiver in receivers.items() if len(self._rows[m])}
+        self.lags = {m: lag_of(receiver.settings, receiver.description) for m, receiver in receivers.items()}
+        for m, lag in self.lags.items():
+            _tell_problem(m, lag)
+            if (drift := receivers[m].settings.lag_drift_ppm) is not None and lag.lag_ms is not None:
+                logger.warning(
+                    "acquisition.%s: its lag drifted by %+.0f ppm (%+.1f ms a minute) while it was measured, so lag_ms = %g "
+                    "held at that time only. Correct its stamps, or do without them: stamps = 'arrival'.",
+                    m,
+                    drift,
+                    drift * 0.06,
+                    lag.lag_ms,
+                )
         specs = [
-            StreamSpec(m, receiver.channels.pick(self._rows[m]), receiver.sfreq, receiver.settings.stamps)
+            StreamSpec(
+                m,
+                receiver.channels.pick(self._rows[m]),
+                receiver.sfreq,
+                receiver.settings.stamps,
+                lag_s=self.lags[m].seconds,
+                lag_uncertainty_s=1e-3 * (self.lags[m].lag_uncertainty_ms or 0.0),
+            )
             for m, receiver in self._in_use.items()
         ]
         self.sfreq = grid_rate(settings, (spec.sfreq for spec in specs))
@@ -136,11 +166,24 @@ class Intake:
             {r.label: (lambda r=r: r.description) for r in receivers.values()},  # type: ignore[misc]
         )
         resources.callback(watch.close)
-        return cls(settings, receivers, watch, channels, transport.clock, keep_map=keep_map)
+        doubles = Doubles(
+            transport,
+            {r.label: (r.settings, (lambda r=r: r.description)) for r in receivers.values()},  # type: ignore[misc]
+        )
+        return cls(settings, receivers, watch, channels, transport.clock, doubles, keep_map=keep_map)
 
     def workers(self, wake: Signal) -> list[Worker]:
-        """One thread a stream and one for the clocks; not yet started."""
-        return [*(r.worker(wake.ring) for r in self.receivers.values()), self.watch.worker(wake.ring)]
+        """One thread a stream, one for the clocks, and one that looks for doubles; not yet started."""
+        workers = [*(r.worker(wake.ring) for r in self.receivers.values()), self.watch.worker(wake.ring)]
+        if (doubles := self.doubles) is None:
+            return workers
+
+        def look() -> None:
+            doubles.look()
+            worker.pause(INTERVAL_S)
+
+        worker = Worker("doubles", look, wake.ring)
+        return [*workers, worker]
 
     def hops(self) -> Iterator[tuple[AlignedHop, bool]]:
         """Take what has arrived; yield the hops that have become complete, and whether each is the newest of them."""
@@ -153,16 +196,45 @@ class Intake:
             offsets, block = self.watch.offsets[receiver.label].take_all(), receiver.ring.read()
             if modality not in self._in_use:
                 continue
-            for measured in offsets:
+            for part in self._split(receiver, block):
+                if isinstance(part, Epoch):
+                    self._renew(modality, receiver, part)
+                else:
+                    self.overwritten += part.lost
+                    self.aligner.add(modality, self._wanted(modality, part))
+            for measured in offsets:  # after the samples: a clock that is renewed was measured since
                 self.aligner.add_offset(modality, measured)
-            if block is not None:
-                self.overwritten += block.lost
-                self.aligner.add(modality, self._wanted(modality, block))
         hop = self.aligner.advance(now)
         while hop is not None:
             following = self.aligner.advance(self._clock.now())
             yield hop, following is None
             hop = following
+
+    def _renew(self, modality: Modality, receiver: Receiver, epoch: Epoch) -> None:
+        lag = lag_of(receiver.settings, receiver.description)
+        if lag != self.lags[modality]:  # another device
+            self.lags[modality] = lag
+            _tell_problem(modality, lag)
+        self.aligner.renew(
+            modality,
+            epoch.sfreq,
+            epoch.absent,
+            new_clock=epoch.new_clock,
+            lag_s=lag.seconds,
+            lag_uncertainty_s=1e-3 * (lag.lag_uncertainty_ms or 0.0),
+        )
+
+    @staticmethod
+    def _split(receiver: Receiver, block: RawBlock | None) -> Iterator[RawBlock | Epoch]:
+        """What was read, cut where the stream came back as another one."""
+        while receiver.epochs and (block is None or receiver.epochs[0].first <= block.first + block.n_times):
+            epoch = receiver.epochs.popleft()
+            if block is not None and block.first < epoch.first:
+                before, block = _cut(block, epoch.first - block.first)
+                yield before
+            yield epoch
+        if block is not None:
+            yield block
 
     def _wanted(self, modality: Modality, block: RawBlock) -> RawBlock:
         rows = self._rows[modality]
@@ -185,6 +257,25 @@ class Intake:
                     "them through the firewalls of both machines."
                 )
         return "samples arrive and clocks are measured, but the streams do not overlap in time; look at their time stamps."
+
+
+def _tell_problem(modality: Modality, lag: DeviceLag) -> None:
+    if lag.problem:
+        logger.warning(
+            "acquisition.%s.lag_ms is not used, so the lag of this device is unknown: it was %s. Measure it anew "
+            "(rt-mmdf calibrate --sync), or delete lag_device where it is the same device under another name.",
+            modality,
+            lag.problem,
+        )
+
+
+def _cut(block: RawBlock, n_before: int) -> tuple[RawBlock, RawBlock | None]:
+    """The first `n_before` samples, and the others."""
+    before = RawBlock(block.data[:, :n_before], block.stamps[:n_before], block.received[:n_before], block.first, block.lost)
+    if n_before == block.n_times:
+        return before, None
+    at = block.first + n_before
+    return before, RawBlock(block.data[:, n_before:], block.stamps[n_before:], block.received[n_before:], at)
 
 
 def _rows_of(streaming: Channels, modality: Modality, wanted: Channels) -> NDArray[np.intp]:

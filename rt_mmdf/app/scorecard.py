@@ -212,6 +212,9 @@ def _render(card: Scorecard) -> RenderableType:
     table.add_row("hops skipped", _count(card.skipped_hops), "left out to catch up with the present")
     lost = Text(", ").join(Text.assemble(f"{name.upper()} ", _count(number)) for name, number in card.lost_samples.items())
     table.add_row("samples lost", lost, "sent, by the stamps, and never received")
+    if (incidents := card.extra.get("incidents")) is not None:
+        listed = ", ".join(f"{kind} {number}" for kind, number in incidents.items())
+        table.add_row("incidents", Text(listed or "none", style="yellow" if listed else "green"), "see the log")
     for what, said in _budget_rows(card.extra):
         table.add_row(what, said)
     if flags := card.extra.get("flags"):
@@ -222,6 +225,8 @@ def _render(card: Scorecard) -> RenderableType:
         str(card.extra.get("alignment_source")), ""
     )
     table.add_row("alignment", _figures(card.alignment_ms, "ms", 3), source)
+    if device_lag := card.extra.get("device_lag"):
+        table.add_row("device lag", f"lag {device_lag}" if device_lag == "unknown" else str(device_lag), "of the stamps")
     if files := card.extra.get("files"):
         lost = Text.assemble(f"{files['written']} written, ", _count(files["lost"]), " lost")
         table.add_row("estimates in files", lost, str(files["error"] or ""))

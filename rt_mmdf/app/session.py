@@ -8,6 +8,11 @@ clock watch ----> offsets ------+     |  <---- operators (own thread, off the ho
                                       +-- cleaned hops, where asked for: sensors for displays, a second solver,
                                       |   event-locked averages (each in threads of its own)
                                       +--> health stream (own thread, once a second) <-- operator marks
+
+What goes wrong is put into one book (`Session.incidents`): by a look at everything twenty times a second, in the thread of
+the health stream, and by whoever notices it. A worker that raises is told of and goes on after a while, at once at first,
+every half a minute in the end; the engine's five times in half a minute, and not after an error that says what is to be
+done. What ends it ends the session.
 """
 
 from __future__ import annotations
@@ -23,6 +28,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from rt_mmdf.acquisition.device_lag import tell_lags
 from rt_mmdf.acquisition.receiver import Arrivals
 from rt_mmdf.app.budget import affordable, with_fallback
 from rt_mmdf.app.engine import Engine
@@ -34,15 +40,18 @@ from rt_mmdf.app.optional import OptionalStreams, streams_of
 from rt_mmdf.app.recorder import SessionRecorder
 from rt_mmdf.app.scorecard import Scorecard, versions
 from rt_mmdf.app.settings import SessionSettings
+from rt_mmdf.app.watch import LOOK_S, Watch
 from rt_mmdf.core.blocks import MISSING, Flag, SourceEstimate
 from rt_mmdf.core.channels import Modality
 from rt_mmdf.core.errors import ConfigurationError, RtMmdfError, StreamError
 from rt_mmdf.lsl.interface import Transport
 from rt_mmdf.lsl.library import liblsl_version
+from rt_mmdf.runtime.incidents import Incidents
 from rt_mmdf.runtime.mailbox import NewestValue, Signal
 from rt_mmdf.runtime.memory import settled_memory
+from rt_mmdf.runtime.suspension import Suspension
 from rt_mmdf.runtime.telemetry import LatencyRecorder, ProcessLoad, ProcessUsage
-from rt_mmdf.runtime.worker import Worker, quick_handover
+from rt_mmdf.runtime.worker import Restarts, Worker, quick_handover
 from rt_mmdf.sinks.estimates import EstimateDescription, EstimateOutlets
 from rt_mmdf.sinks.health import HealthOutlet
 from rt_mmdf.sinks.recording import check_recording
@@ -53,8 +62,10 @@ logger = logging.getLogger(__name__)
 
 PUMP_WAIT_S = 0.05  # the engine looks at the clock this often even when nothing arrives
 HEALTH_INTERVAL_S = 1.0
+SOON_S = 0.1  # reports of incidents are so far apart at least
 NAME_LOOK_S = 0.6  # one round of asking the network
-SILENT_S = 2.0  # a stream without samples for so long is told of
+SILENT_S = 2.0  # a stream without samples for so long is silent
+RESTARTS_S, MOST_RESTARTS, LONGEST_WAIT_S = 300.0, 1_000_000, 30.0  # of the workers that imaging can do without for a while
 START_UP_S = 2.0  # latencies of the first seconds (page faults, caches) are reported apart
 
 
@@ -94,6 +105,7 @@ class Session:
         if settings.output.record is not None:
             check_recording(settings.output.record)
         self._wake = Signal()
+        self.incidents = Incidents(self._clock.now)
         self._resources = ExitStack()
         self._workers: list[Worker] = []
         self.newest_status: NewestValue[dict[str, Any]] = NewestValue()
@@ -136,6 +148,12 @@ class Session:
                 settings, transport, self.imaging.channels, self._wake, self._resources, keep_map=keep_map
             )
             self.engine = Engine(settings, self.intake, self.imaging, self.operators.switch, self._clock, self.fallback)
+            self.engine.outlive_failures(lambda error: self.incidents.trace("solver", "engine", error))
+            self.intake.aligner.on_error = lambda modality, error: self.incidents.failed(
+                "unaligned", modality, error, "its samples are left out for a while"
+            )
+            for modality, receiver in self.intake.receivers.items():
+                receiver.on_news = self._told_of(modality)
             self.latency = LatencyRecorder(settings.budget_ms * 1e-3)
             self._load = ProcessLoad()
             report("opening the outlets", 0.9)
@@ -158,6 +176,8 @@ class Session:
             self.recorder = SessionRecorder.of(settings, self, self._clock)
             if self.recorder is not None:
                 self._resources.callback(self.recorder.close)
+                self.engine.must_go_on = True  # whatever the solver does, this cannot be repeated
+            self.watch = Watch(self, self.incidents, self._clock.now)
             report("ready", 1.0)
         except BaseException:
             self._resources.close()
@@ -165,9 +185,8 @@ class Session:
         self._started = math.nan
         self._stopped = math.inf
         self._first_estimate = math.nan
-        self._silent: set[Modality] = set()
+        self._reported_at, self._reported_changes = -math.inf, 0
         self._arrived: dict[Modality, tuple[float, int]] = {}
-        self._tardy: set[Modality] = set()
         self._mean_load: ProcessUsage | None = None
 
     def _open_outlets(self) -> EstimateOutlets:
@@ -192,6 +211,7 @@ class Session:
                 "engine/session": settings.name,
                 "engine/hop_ms": f"{1e3 * self.intake.hop / self.intake.sfreq:.6g}",
                 "engine/budget_ms": f"{settings.budget_ms:g}",
+                "engine/device_lag": tell_lags(self.intake.lags),
                 **({} if self.fallback is None else {"engine/fallback": self.fallback.solver_name}),
                 **streams_of(settings),
             },
@@ -214,18 +234,28 @@ class Session:
         self._workers += self.optional.workers(self._wake.ring)
         health = Worker("health", lambda: self._report_health(health), self._wake.ring)
         self._workers.append(health)
+        self.watch = Watch(self, self.incidents, self._clock.now, Suspension(LOOK_S))
         for worker in self._workers:
+            worker.restarts = self._restarts_of(worker)
             worker.start()
         return self
+
+    def _restarts_of(self, worker: Worker) -> Restarts:
+        def tell(name: str, error: Exception) -> None:
+            self.incidents.failed("worker", name, error, "it goes on in a moment")
+
+        if worker.name == "engine":
+            return Restarts(tell, fatal=(RtMmdfError,))
+        before = self.watch.begin_anew if worker.name == "health" else None
+        return Restarts(tell, MOST_RESTARTS, RESTARTS_S, longest_wait_s=LONGEST_WAIT_S, before=before)
+
+    def _told_of(self, modality: Modality) -> Callable[[str, str], None]:
+        return lambda kind, text: self.incidents.note(kind, modality, text)
 
     def check(self) -> None:
         """Raise what ended a worker, or a StreamError if no estimate has come within `start_timeout_s`."""
         for worker in self._workers:
             worker.check()
-        if self.files is not None:
-            self.files.check()
-        if self.recorder is not None:
-            self.recorder.check()
         waited = self._clock.now() - self._started
         patience = self.settings.start_timeout_s
         if self.imaging.data_cov is not None:  # the beamformer waits for data, and these for the filters
@@ -268,7 +298,11 @@ class Session:
     def _pump(self) -> None:
         self._wake.wait(PUMP_WAIT_S)
         for estimate in self.engine.pump():
-            stamps = self.outlets.publish(estimate)
+            try:
+                stamps = self.outlets.publish(estimate)
+            except StreamError as error:
+                self.incidents.failed("publish", "engine", error, "an estimate was not published")
+                stamps = estimate.stamps
             if math.isnan(self._first_estimate) and not (estimate.flags & np.uint32(Flag.INVALID)).all():
                 self._first_estimate = stamps.published
             if stamps.published - self._first_estimate >= START_UP_S:
@@ -281,44 +315,19 @@ class Session:
                 self._on_estimate(replace(estimate, stamps=stamps))
 
     def _report_health(self, worker: Worker) -> None:
-        worker.pause(HEALTH_INTERVAL_S)
-        self._tell_of_silence()
+        """Look at everything, and report once a second, and soon when an incident has begun or ended."""
+        worker.pause(LOOK_S)
+        self.watch.look()
+        now, changes = self._clock.now(), self.incidents.n_changes
+        since = now - self._reported_at
+        if since < SOON_S or (since < HEALTH_INTERVAL_S and changes == self._reported_changes):
+            return
+        self._reported_at, self._reported_changes = now, changes
         status = self.status()
         text = self.health.publish(status)
         if self.recorder is not None:
             self.recorder.put_health(text)
         self.newest_status.put(status)
-
-    def _tell_of_silence(self) -> None:
-        """Say once that a stream has stopped sending, and once that it is back."""
-        now = self._clock.now()
-        for modality, receiver in self.intake.receivers.items():
-            stream = f"stream {receiver.description.name!r} ({modality.upper()})"
-            silent = now - receiver.arrivals.last_received > SILENT_S
-            if silent and modality not in self._silent:
-                self._silent.add(modality)
-                logger.warning(
-                    "%s has sent nothing for %g s. Is its program still running? %s",
-                    stream,
-                    SILENT_S,
-                    "Imaging goes on without it until it is back."
-                    if len(self._silent) < len(self.intake.receivers)
-                    else "Nothing is imaged until it is back.",
-                )
-            elif not silent and modality in self._silent:
-                self._silent.remove(modality)
-                logger.warning("%s is back.", stream)
-            clock = self.intake.aligner.newest_report.get(modality)
-            late_ms = self.settings.alignment.late_ms
-            if clock is not None and not silent and clock.arrival_lag_ms > late_ms and modality not in self._tardy:
-                self._tardy.add(modality)
-                logger.warning(
-                    "%s arrives %.0f ms after its own time stamps; beyond late_ms = %g it counts as missing. Raise "
-                    "late_ms under [alignment], or let it send smaller blocks.",
-                    stream,
-                    clock.arrival_lag_ms,
-                    late_ms,
-                )
 
     def status(self) -> dict[str, Any]:
         """Everything that is known about the session now: what the health stream carries, see `newest_status`."""
@@ -338,12 +347,16 @@ class Session:
                 "received": arrivals.n_received,
                 "rate_hz": self._arrival_rate(modality, arrivals),
                 "age_s": now - arrivals.last_received,
-                "silent": modality in self._silent,
+                "silent": now - arrivals.last_received > SILENT_S,
+                "stalled": self.incidents.lasts("stall", modality),
                 "missing_now": bool(newest & MISSING[modality]),
                 "chunk": arrivals.newest_chunk,
                 "nonfinite": arrivals.n_nonfinite,
                 "reconnected": arrivals.n_reconnected,
+                "doubles": 0 if self.intake.doubles is None else self.intake.doubles.found[modality.value].n,
                 "queue": receiver.ring.n_waiting,
+                **{key: getattr(self.intake.lags[modality], key) for key in ("lag_ms", "lag_uncertainty_ms", "lag_against")},
+                "lag_told": str(self.intake.lags[modality]),
                 **(asdict(clock) if clock is not None else {}),
             }
         return {
@@ -365,6 +378,8 @@ class Session:
             "hops": counts.hops,
             "skipped_hops": counts.skipped,
             "invalid_hops": counts.invalid,
+            "failed_hops": counts.failed,
+            "incidents": self.incidents.status(),
             "estimates": self.n_estimates,
             "overwritten_samples": self.intake.overwritten,
             "missed_deadlines": summary.missed,
@@ -381,7 +396,7 @@ class Session:
             "latency_histogram": self.latency.histogram("lateness"),
             "filter_delay_ms": self.filter_delay_ms,
             "look_ahead_ms": self.intake.aligner.look_ahead_s * 1e3,
-            "device_lag": "unknown",
+            "device_lag": tell_lags(self.intake.lags),
             "flags": {flag.name: n for flag, n in self.engine.chain.flag_counts.items() if n},
             "operators_waiting": self.operators.n_waiting,
             "operators_failed": self.operators.failed,
@@ -449,8 +464,10 @@ class Session:
                     "not_imaged",
                     "overwritten_samples",
                     "invalid_hops",
+                    "failed_hops",
                 )
             },
+            "incidents": self.incidents.counts,
             **{k: status[k] for k in ("unit", "filter_delay_ms", "look_ahead_ms", "device_lag", "files")},
             "budget": status["budget"],
             "model": self.imaging.model_facts,

@@ -24,6 +24,13 @@ class AverageSettings(AveragingSettings):
     markers: StreamSettings
     """The stream of the events, [average.markers]: text, or one number per event. It may come and go."""
 
+    @field_validator("markers")
+    @classmethod
+    def _of_its_own_clock(cls, markers: StreamSettings) -> StreamSettings:
+        if markers.lag_ms is not None or markers.stamps == "arrival":
+            raise ValueError("events count from their own stamps: lag_ms and stamps = 'arrival' are for sensors only")
+        return markers
+
 
 class BudgetSettings(Settings):
     """The section ``[budget]``: what is done where ``budget_ms`` cannot be met."""

@@ -16,6 +16,8 @@ import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from rt_mmdf.core.files import check_own, is_own
+
 logger = logging.getLogger(__name__)
 
 
@@ -70,12 +72,12 @@ class EngineCache:
             return self._checked(key)
         except FileNotFoundError:
             return None
-        except (EngineRefused, OSError, ValueError) as error:
+        except (EngineRefused, OSError, ValueError, RecursionError) as error:
             logger.warning("engine cache %s: entry %s is refused (%s); it is built again.", self.folder, key.name, error)
             return None
 
     def _checked(self, key: EngineKey) -> bytes:
-        _require_private(os.lstat(self.folder), "the folder", directory=True)
+        check_own(os.lstat(self.folder), "the folder", directory=True, hidden=True)
         told = json.loads(_read_private(self.folder / f"{key.name}.json"))
         engine = _read_private(self.folder / f"{key.name}.engine")
         if not isinstance(told, dict) or told.get("key") != json.loads(json.dumps(asdict(key))):
@@ -90,34 +92,23 @@ class EngineCache:
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             own = os.lstat(self.folder)
-            if _is_own(own) and stat.S_ISDIR(own.st_mode):
+            if is_own(own) and stat.S_ISDIR(own.st_mode):
                 self.folder.chmod(0o700)
-            _require_private(os.lstat(self.folder), "the folder", directory=True)
+            check_own(os.lstat(self.folder), "the folder", directory=True, hidden=True)
             told = {"key": asdict(key), "sha256": hashlib.sha256(engine).hexdigest()}
             _write_private(self.folder / f"{key.name}.engine", engine)
             _write_private(self.folder / f"{key.name}.json", json.dumps(told, indent=1).encode())
-        except (EngineRefused, OSError) as error:
+        except OSError as error:
             logger.warning("engine cache %s: cannot be written (%s); nothing is kept.", self.folder, error)
-
-
-def _is_own(seen: os.stat_result) -> bool:
-    return not hasattr(os, "geteuid") or seen.st_uid == os.geteuid()
-
-
-def _require_private(seen: os.stat_result, what: str, *, directory: bool) -> None:
-    if not (stat.S_ISDIR(seen.st_mode) if directory else stat.S_ISREG(seen.st_mode)):
-        raise EngineRefused(f"{what} is no {'folder' if directory else 'plain file'} of its own")
-    if not _is_own(seen):
-        raise EngineRefused(f"{what} belongs to user {seen.st_uid}, not to {os.geteuid()}")
-    if hasattr(os, "geteuid") and seen.st_mode & 0o077:
-        raise EngineRefused(f"{what} has mode {stat.S_IMODE(seen.st_mode):03o}: others than its user may use it")
 
 
 def _read_private(path: Path) -> bytes:
     """All bytes of a file, checked on the very file that is read."""
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0))
+    descriptor = os.open(
+        path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    )
     with os.fdopen(descriptor, "rb") as file:
-        _require_private(os.fstat(file.fileno()), f"its file {path.suffix}", directory=False)
+        check_own(os.fstat(file.fileno()), f"its file {path.suffix}", directory=False, hidden=True)
         return file.read()
 
 

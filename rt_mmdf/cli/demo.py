@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from rt_mmdf.cli.console import ERR, OUT, progress_bar
-from rt_mmdf.cli.live import live_status
+from rt_mmdf.cli.live import live_status, second_ctrl_c_ends_at_once
 from rt_mmdf.cli.view import view_beside
 
 
@@ -77,7 +77,7 @@ def demo(
     if report is not None:
         check_report_path(report)
     pause = Signal()
-    with progress_bar() as progress, live_status() as on_status:
+    with second_ctrl_c_ends_at_once(), progress_bar() as progress, live_status() as on_status:
         result = run_demo(
             settings,
             NetworkTransport(),

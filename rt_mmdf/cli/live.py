@@ -3,16 +3,43 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import Any
 
+import psutil
 from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from rt_mmdf.cli.console import ERR
+
+
+@contextmanager
+def second_ctrl_c_ends_at_once() -> Iterator[None]:
+    """While this lasts the first Ctrl-C is a KeyboardInterrupt as always, and the second one ends the process and those
+    that it has started where they stand. What was recorded is whole up to the last second.
+    """
+    pressed = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        pressed.append(number)
+        if len(pressed) > 1:
+            for child in psutil.Process().children(recursive=True):
+                with suppress(psutil.Error):
+                    child.kill()
+            os._exit(130)
+        signal.default_int_handler(number, frame)
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
@@ -40,8 +67,11 @@ def one_line(status: dict[str, Any]) -> str:
         parts.append(f"latency p50 {latency['p50']:.1f} p99 {latency['p99']:.1f} ms, {status['missed_deadlines']} late")
     if math.isfinite(status["alignment_uncertainty_ms"] or math.inf):
         parts.append(f"alignment ±{status['alignment_uncertainty_ms']:.2f} ms")
+    parts.append(f"device lag {status['device_lag']}")
     if (fallback := status["budget"]["fallback"]) is not None and fallback["active"]:
         parts.append(f"fallback {fallback['solver']}")
+    if n_lasting := status["incidents"]["n_lasting"]:
+        parts.append(f"{n_lasting} incidents last: {_lasting(status)}")
     lost = ", ".join(
         f"{name} {stream['counts']['lost']}" for name, stream in status["streams"].items() if "counts" in stream
     )
@@ -78,8 +108,9 @@ def status_table(status: dict[str, Any]) -> Group:
     figures.add_row(
         "latency", Text.assemble(f"p50 {latency['p50']:.1f}, p99 {latency['p99']:.1f}, max {latency['max']:.1f} ms; ", late)
     )
-    physics = f"{status['look_ahead_ms']:.0f} ms look-ahead, {status['filter_delay_ms']:.0f} ms filter, device lag unknown"
+    physics = f"{status['look_ahead_ms']:.0f} ms look-ahead, {status['filter_delay_ms']:.0f} ms filter"
     figures.add_row("physics adds", physics)
+    figures.add_row("device lag", Text(status["device_lag"], style="" if known_lag(status) else "yellow"))
     if (fallback := status["budget"]["fallback"]) is not None and fallback["changes"]:
         now = "images now" if fallback["active"] else "has imaged"
         figures.add_row("fallback", Text(f"{fallback['solver']} {now}, {fallback['changes']} changes", style="bold yellow"))
@@ -97,8 +128,22 @@ def status_table(status: dict[str, Any]) -> Group:
     bads = ", ".join(f"{name} ({reason})" for name, reason in list(status["bad_channels"].items())[:6]) or "none"
     figures.add_row("bad channels", Text(bads))
     figures.add_row("flags", Text(", ".join(f"{name} {n}" for name, n in status["flags"].items()) or "none"))
+    if status["incidents"]["n_lasting"]:
+        figures.add_row("incidents", Text(_lasting(status), style="bold yellow"))
     figures.add_row("load", f"{status['cpu_cores']:.2f} cores, {status['rss_mb']:.0f} MB")
     return Group(streams, Text(""), figures)
+
+
+def known_lag(status: dict[str, Any]) -> bool:
+    """Whether the lag of each device, or its difference to that of a reference, is known."""
+    streams = status["streams"].values()
+    references = {stream["lag_against"] for stream in streams if stream["lag_ms"] is not None}
+    return all(stream["lag_ms"] is not None or m in references for m, stream in status["streams"].items())
+
+
+def _lasting(status: dict[str, Any]) -> str:
+    """What goes on now, by kind and subject."""
+    return ", ".join(f"{one['kind']} {one['subject']}" for one in status["incidents"]["lasting"])
 
 
 def _warn(value: float, limit: float, form: str) -> Text:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from rt_mmdf.cli.console import ERR, OUT, progress_bar
-from rt_mmdf.cli.live import live_status
+from rt_mmdf.cli.live import live_status, second_ctrl_c_ends_at_once
 from rt_mmdf.cli.view import view_beside
 
 
@@ -39,12 +39,13 @@ def monitor(
 
         rt-mmdf monitor configs/monitor.toml --record subject01.xdf
 
-    Ctrl-C ends it with the scorecard. `rt-mmdf streams` lists what there is to listen to.
+    Ctrl-C ends it with the scorecard; a second one ends it at once. `rt-mmdf streams` lists what there is to listen to.
     """
     from rt_mmdf.app.recorder import recorded
     from rt_mmdf.app.scorecard import check_report_path
     from rt_mmdf.app.session import Session
     from rt_mmdf.app.settings import SessionSettings
+    from rt_mmdf.core.errors import RtMmdfError
     from rt_mmdf.core.settings import load_settings
     from rt_mmdf.lsl.network import NetworkTransport
     from rt_mmdf.runtime.mailbox import Signal
@@ -52,12 +53,17 @@ def monitor(
     settings = recorded(load_settings(config, SessionSettings), record, overwrite=overwrite)
     if report is not None:
         check_report_path(report)
-    pause, asked_to_end = Signal(), None
+    pause, asked_to_end, failure = Signal(), None, None
     with progress_bar() as progress:
         session = Session(settings, NetworkTransport(), progress=progress)
     try:
         # the window first on the way in, last on the way out: it shows how the engine ends
-        with view_beside(settings.name, settings.head.folder, wanted=not no_view), session, live_status() as on_status:
+        with (
+            second_ctrl_c_ends_at_once(),
+            view_beside(settings.name, settings.head.folder, wanted=not no_view),
+            session,
+            live_status() as on_status,
+        ):
             name = settings.name
             more = "".join(f", {stream.removeprefix(name)}" for stream in session.optional.published)
             ERR.print(
@@ -77,10 +83,16 @@ def monitor(
         ERR.print("Ended by Ctrl-C.")
     except SystemExit as request:  # asked to terminate: the scorecard comes all the same
         asked_to_end = request
+    except RtMmdfError as error:
+        if not session.n_estimates:
+            raise
+        failure = error  # what was done until then is told first
     card = session.scorecard()
     OUT.print(card.render())
     if report is not None:
         card.write(report)
         ERR.print(f"The report is in {report}", highlight=False)
+    if failure is not None:
+        raise failure
     if asked_to_end is not None:
         raise asked_to_end

@@ -88,6 +88,14 @@ def replay(
         list[str] | None, typer.Option(help="START,SECONDS that are not sent; repeatable.", rich_help_panel=FAULTS)
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of the jitter.", rich_help_panel=FAULTS)] = None,
+    chaos: Annotated[
+        int | None,
+        typer.Option(
+            metavar="SEED",
+            help="Faults drawn from this seed: outlets vanish, streams stall, clocks step, stamps and channels go bad.",
+            rich_help_panel=FAULTS,
+        ),
+    ] = None,
     speed: Annotated[
         str | None, typer.Option(help="1 (default) is real time; inf as fast as possible.", rich_help_panel=RUN)
     ] = None,
@@ -120,6 +128,8 @@ def replay(
         rt-mmdf replay sample_raw.fif --eeg-rate 500 --eeg-chunk 5 --jitter-ms 5 --loop inf
 
         rt-mmdf replay night.vhdr --start 60 --duration 30 --eeg-gap 10,0.5
+
+        rt-mmdf replay sample_raw.fif --loop 6 --chaos 7 --log what-went-wrong.json
 
     Look at it with `rt-mmdf streams`, image it with `rt-mmdf monitor`. Ctrl-C ends it.
     """
@@ -165,12 +175,18 @@ def replay(
     for modality in MODALITIES:
         given = {key: value for key, value in (both | own[modality]).items() if value is not None}
         content[modality] = content.get(modality, {}) | given
+    if chaos is not None:
+        content["chaos"] = content.get("chaos", {}) | {"seed": chaos}
     settings = validate_settings(content, ReplaySettings, where="replay")
     if log is not None:
         check_report_path(log, "--log")
     with Replay(NetworkTransport(), read_recording(recording), settings) as player:
         try:
             OUT.print(_table(player, settings))
+            if player.plan is not None:
+                OUT.print(Text(f"chaos, seed {player.plan.seed}; seconds after the first sample:"))
+                for fault in player.plan.faults:
+                    OUT.print(Text(f"  {fault}"))
             _play(player, settings)
         finally:
             if log is not None:

@@ -132,7 +132,7 @@ def _train(config: Path, settings: TrainSettings, device: str | None, resume: bo
 @contextmanager
 def _two_bars() -> Iterator[tuple[Callable[[str, float], None], Callable[[TrainingProgress], None]]]:
     """One bar for what comes before, one for the steps."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
     with Progress(*columns, TextColumn("{task.fields[detail]}"), console=ERR) as bars:
         before = bars.add_task("preparing", total=1.0, detail="")
         steps = bars.add_task("training", total=None, detail="", visible=False)

@@ -29,6 +29,7 @@ class Flag(IntFlag):
     CLOCK_UNCERTAIN = 64  # alignment uncertainty above the configured limit
     INVALID = 128  # not an estimate: must not be shown or used (data are NaN)
     FALLBACK = 256  # imaged by the fallback solver (engine/fallback of the description), since the first one was too slow
+    CHANNEL_SUSPECT = 512  # a channel that is imaged has jumped or fallen silent; it is found bad soon, or forgotten
 
 
 MISSING = {Modality.EEG: Flag.EEG_MISSING, Modality.MEG: Flag.MEG_MISSING}

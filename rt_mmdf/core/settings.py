@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tomllib
+import math
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rt_mmdf.core.errors import ConfigurationError
+from rt_mmdf.core.files import MAX_TOML, parse_toml
+from rt_mmdf.core.text import printable
 
 MAX_SEEN = 120  # characters of a wrong value that a message repeats
 
@@ -37,17 +39,20 @@ def load_settings(path: Path, kind: type[SettingsT]) -> SettingsT:
 def load_toml(path: Path) -> dict[str, Any]:
     """Plain values of a TOML file; ConfigurationError where it cannot be read or is not TOML."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            return parse_toml(file.read(MAX_TOML + 1))
     except FileNotFoundError as error:
         raise ConfigurationError(f"configuration {path}: no such file. Examples are in configs/.") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"configuration {path}: cannot be read ({error}).") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigurationError(f"configuration {path}: not valid TOML: {error}.") from error
+    except ValueError as error:
+        raise ConfigurationError(f"configuration {path}: not valid TOML: {printable(str(error))}.") from error
 
 
 def validate_settings(content: dict[str, Any], kind: type[SettingsT], where: str) -> SettingsT:
     """Validate a mapping; `where` begins the message of the ConfigurationError."""
+    if place := _place_of_nan(content):
+        raise ConfigurationError(f"{where}: {place}: nan seen; a number is expected.")
     try:
         return kind.model_validate(content)
     except ValidationError as error:
@@ -57,7 +62,7 @@ def validate_settings(content: dict[str, Any], kind: type[SettingsT], where: str
 
 def _explain(detail: Any, kind: type[BaseModel]) -> str:
     # "[key]": pydantic's word for a key of a mapping that is wrong itself
-    location = ".".join(str(part) for part in detail["loc"] if part != "[key]") or "(whole file)"
+    location = printable(".".join(str(part) for part in detail["loc"] if part != "[key]")[:MAX_SEEN]) or "(whole file)"
     if detail["type"] in ("extra_forbidden", "unexpected_keyword_argument"):  # the second: sections that are dataclasses
         known = ", ".join(_known_keys(kind, detail["loc"][:-1]))
         return f"{location}: unknown key. Known here: {known}."
@@ -65,7 +70,15 @@ def _explain(detail: Any, kind: type[BaseModel]) -> str:
         return f"{location}: missing, and there is no default."
     seen = repr(detail["input"])
     seen = seen if len(seen) <= MAX_SEEN else f"{seen[:MAX_SEEN]}..."
-    return f"{location}: {detail['msg'].removeprefix('Value error, ')} (seen: {seen})."
+    return f"{location}: {printable(detail['msg']).removeprefix('Value error, ')} (seen: {seen})."
+
+
+def _place_of_nan(value: object, place: str = "") -> str:
+    """Of the first number that is none; empty where there is no such."""
+    if isinstance(value, float) and math.isnan(value):
+        return printable(place[:MAX_SEEN])
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return next((found for key, own in inner if (found := _place_of_nan(own, f"{place}.{key}" if place else str(key)))), "")
 
 
 def _known_keys(kind: type[BaseModel], path: tuple[Any, ...]) -> list[str]:

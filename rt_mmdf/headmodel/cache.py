@@ -1,4 +1,8 @@
-"""Heads are slow to compute and always the same for the same inputs: keep them in the user's cache folder."""
+"""Heads are slow to compute and always the same for the same inputs: keep them in the user's cache folder.
+
+Whoever can write there decides where sources are found, and what is there comes from somebody's MRI. So the folder and its
+entries are closed to others, and an entry that is another user's, a link, or writable by others is not read.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +22,7 @@ import platformdirs
 from numpy.typing import NDArray
 
 from rt_mmdf.core.errors import HeadModelError
+from rt_mmdf.core.files import NotPrivate, private_folder, require_own
 from rt_mmdf.headmodel.head import HeadModel, RecipeValue, load_head
 
 CACHE_VARIABLE = "RT_MMDF_CACHE"
@@ -76,29 +81,46 @@ def cached(kind: str, recipe: Mapping[str, RecipeValue], make: Callable[[Path], 
     ----------
     make : writes everything into the (empty) folder it is given
     load : reads it; any error it raises means that the entry is damaged
+
+    An entry that may be somebody else's is left alone, and nothing is kept then.
     """
     key = hashlib.sha256(json.dumps([recipe, mne.__version__], sort_keys=True).encode()).hexdigest()[:20]
     entry = cache_folder() / f"{kind}-{key}"
-    if entry.is_dir():
+    ours = True
+    if os.path.lexists(entry):
         try:
+            check_entry(entry)
             return load(entry)
+        except NotPrivate as error:
+            ours = False
+            logger.warning("cache %s: not used (%s); what is in it is built again, and not kept.", entry, error)
         except Exception as error:  # whatever is wrong with it: it can be made again
             logger.warning("cache %s: damaged (%s); it is built again.", entry, error)
             shutil.rmtree(entry, ignore_errors=True)
     try:
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{kind}-", dir=entry.parent))
+        private_folder(entry.parent)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{kind}-", dir=entry.parent if ours else None))
     except OSError as error:
         logger.warning("cache %s: cannot be written (%s); nothing is kept.", entry.parent, error)
         scratch = Path(tempfile.mkdtemp(prefix="rt_mmdf-"))
     try:
         make(scratch)
+        for path in scratch.rglob("*"):
+            path.chmod(0o700 if path.is_dir() else 0o600)
         made = load(scratch)
         if scratch.parent == entry.parent:
             _move(scratch, entry)
         return made
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def check_entry(entry: Path) -> None:
+    """Raise NotPrivate where an entry, or a file in it, may be somebody else's."""
+    require_own(entry.parent, directory=True, hidden=False)
+    require_own(entry, directory=True, hidden=True)
+    for path in entry.rglob("*"):
+        require_own(path, directory=path.is_dir() and not path.is_symlink(), hidden=False)
 
 
 def _move(scratch: Path, entry: Path) -> None:

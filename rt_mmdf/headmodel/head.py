@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,9 +16,11 @@ from numpy.typing import NDArray
 
 from rt_mmdf.core.channels import Channels, ChannelType
 from rt_mmdf.core.errors import HeadModelError
+from rt_mmdf.core.files import MAX_TOML, parse_toml, read_arrays
 
 FORMAT = 1
 HEAD_FILE, FORWARD_FILE, INFO_FILE, SURFACES_FILE = "head.toml", "head-fwd.fif", "head-info.fif", "surfaces.npz"
+MAX_SURFACES = 1 << 29  # bytes unpacked; two hemispheres of 164,000 vertices have 20 MB
 
 Kind = Literal["template", "subject"]
 RecipeValue = str | int | float | bool | list[Any]
@@ -251,13 +252,14 @@ def load_head(folder: Path) -> HeadModel:
     """
     folder = Path(folder)
     try:
-        content = tomllib.loads((folder / HEAD_FILE).read_text(encoding="utf-8"))
+        with (folder / HEAD_FILE).open("rb") as file:
+            content = parse_toml(file.read(MAX_TOML + 1))
     except FileNotFoundError as error:
         raise HeadModelError(
             f"head model {folder}: no {HEAD_FILE} in it. Expected is a folder made by `rt-mmdf head`; an existing "
             "-fwd.fif is turned into one by `rt-mmdf head subject --forward FILE`."
         ) from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise HeadModelError(f"head model {folder}: {HEAD_FILE} cannot be read ({error}). Build the head again.") from error
     if content.get("format") != FORMAT:
         raise HeadModelError(
@@ -268,8 +270,7 @@ def load_head(folder: Path) -> HeadModel:
         info = mne.io.read_info(folder / INFO_FILE, verbose="ERROR")
         if list(forward["sol"]["row_names"]) != list(info["ch_names"]):  # FIF keeps MEG before EEG, whatever the order was
             forward = mne.pick_channels_forward(forward, list(info["ch_names"]), ordered=True, verbose="ERROR")
-        with (folder / SURFACES_FILE).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            hemispheres = _hemispheres({key: arrays[key] for key in arrays.files})
+        hemispheres = _hemispheres(read_arrays(folder / SURFACES_FILE, MAX_SURFACES))
         head = HeadModel(content["name"], content["kind"], forward, info, hemispheres, content.get("recipe", {}))
         seen = head.fingerprint
     except Exception as error:  # a damaged FIF or zip file can make its reader fail in any way

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from rt_mmdf.core.errors import StreamDescriptionError
+from rt_mmdf.core.text import printable
 from rt_mmdf.lsl.interface import ChannelDescription
 
 MAX_CHANNELS = 65536
@@ -28,9 +29,9 @@ MAX_TOTAL = 1 << 23
 """Longest value of a leaf, and of all leaves together, in characters (triangles of a cortex fit well)."""
 MAX_LEAVES = 20000
 MAX_DEPTH = 8
+MAX_NODES = 1 << 21
+"""Elements that are looked at; 65,536 channels with a position have 500,000."""
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
-_CONTROL_IN_TEXT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _XML_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 
 
@@ -51,15 +52,15 @@ class XmlNode(Protocol):
 
 
 def clean_label(raw: bytes | str, limit: int = MAX_LABEL) -> str:
-    """One line of text from the network: no control or direction characters, no more than `limit` characters."""
+    """One line of text from the network: no control, direction or invisible characters, no more than `limit`."""
     text = raw.decode("utf-8", errors="replace") if isinstance(raw, bytes) else raw
-    return _CONTROL.sub("", text[: 4 * limit]).strip()[:limit]
+    return printable(text[: 4 * limit]).strip()[:limit]
 
 
 def clean_text(raw: bytes | str, limit: int = MAX_VALUE) -> str:
     """Text from the network that may have lines and tabs."""
     text = raw.decode("utf-8", errors="replace") if isinstance(raw, bytes) else raw
-    return _CONTROL_IN_TEXT.sub("", text[:limit])
+    return printable(text[:limit], keep="\t\n")
 
 
 def check_header(name: str, n_channels: int, sfreq: float) -> None:
@@ -136,18 +137,19 @@ def read_description(root: XmlNode, name: str, n_channels: int) -> tuple[tuple[C
     Raises
     ------
     StreamDescriptionError
-        The description lists another number of channels than the stream has.
+        The description lists another number of channels than the stream has, or has more than `MAX_NODES` elements.
     """
     channels: list[ChannelDescription] = []
-    leaves = _Leaves()
-    for node in root.children():
+    bounded = _Bounded(name)
+    leaves = _Leaves(bounded)
+    for node in bounded.children(root):
         if node.name == "channels":
-            for child in node.children():
+            for child in bounded.children(node):
                 if child.name != "channel":
                     continue
                 if len(channels) == n_channels:
                     raise _wrong_number(name, f"more than {n_channels}", n_channels)
-                channels.append(_read_channel(child))
+                channels.append(_read_channel(child, bounded))
         else:
             leaves.read(node, clean_label(node.name))
     if channels and len(channels) != n_channels:
@@ -162,25 +164,25 @@ def _wrong_number(name: str, seen: str, n_channels: int) -> StreamDescriptionErr
     )
 
 
-def _read_channel(node: XmlNode) -> ChannelDescription:
+def _read_channel(node: XmlNode, bounded: _Bounded) -> ChannelDescription:
     fields: dict[str, str] = {}
     position: tuple[float, float, float] | None = None
-    for index, child in enumerate(node.children()):
+    for index, child in enumerate(bounded.children(node)):
         if index == 64:  # mne-lsl writes eight
             break
         key = child.name
         if key in ("label", "name", "type", "unit"):
             fields.setdefault(key, clean_label(child.text))
         elif key in ("location", "loc") and position is None:
-            position = _read_position(child)
+            position = _read_position(child, bounded)
     return ChannelDescription(
         fields.get("label") or fields.get("name", ""), fields.get("type", ""), fields.get("unit", ""), position
     )
 
 
-def _read_position(node: XmlNode) -> tuple[float, float, float] | None:
+def _read_position(node: XmlNode, bounded: _Bounded) -> tuple[float, float, float] | None:
     values: dict[str, float] = {}
-    for index, child in enumerate(node.children()):
+    for index, child in enumerate(bounded.children(node)):
         if index == 32:
             break
         try:
@@ -210,10 +212,29 @@ def _in_metres(channels: tuple[ChannelDescription, ...]) -> tuple[ChannelDescrip
     )
 
 
+class _Bounded:
+    """Children of nodes, so many in all that reading ends."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._left = MAX_NODES
+
+    def children(self, node: XmlNode) -> Iterator[XmlNode]:
+        for child in node.children():
+            self._left -= 1
+            if self._left < 0:
+                raise StreamDescriptionError(
+                    f"stream {self._name!r}: its description has more than {MAX_NODES} elements. Shorten it in the sending "
+                    "program, or choose another stream."
+                )
+            yield child
+
+
 class _Leaves:
     """Collects leaves by path until the bounds are reached; what is beyond them nobody asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, bounded: _Bounded) -> None:
+        self._bounded = bounded
         self.by_path: dict[str, str] = {}
         self._seen: Counter[str] = Counter()
         self._room = MAX_TOTAL
@@ -223,7 +244,7 @@ class _Leaves:
             return
         is_branch = False
         if depth < MAX_DEPTH:
-            for child in node.children():
+            for child in self._bounded.children(node):
                 is_branch = True
                 self.read(child, f"{path}/{clean_label(child.name)}", depth + 1)
         if is_branch:

@@ -143,11 +143,15 @@ class Transport(Protocol):
 
     def outlet(self, description: StreamDescription, *, chunk_size: int = 0, buffer_s: float = 360.0) -> Outlet: ...
 
-    def inlet(self, description: StreamDescription, *, buffer_s: float = 360.0, from_now: bool = True) -> Inlet:
+    def inlet(
+        self, description: StreamDescription, *, buffer_s: float = 360.0, from_now: bool = True, recover: bool = True
+    ) -> Inlet:
         """Subscribe to a resolved stream.
 
         from_now : samples that are pushed after this has returned will come; without, the first of them may be missed, and
             on a network it returns half a second earlier
+        recover : go on with an outlet that takes its place (same name, type, source id, number of channels and format),
+            wherever that is, without a word; without, `pull` raises StreamError when the outlet is gone
         """
         ...
 

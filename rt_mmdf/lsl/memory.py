@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rt_mmdf.core.blocks import Float64
-from rt_mmdf.core.errors import StreamDescriptionError, StreamNotFound
+from rt_mmdf.core.errors import StreamDescriptionError, StreamError, StreamNotFound
 from rt_mmdf.lsl.description import check_header
 from rt_mmdf.lsl.interface import ChannelDescription, Clock, ClockOffset, StreamDescription
 
@@ -159,8 +159,10 @@ class MemoryTransport:
         """All that a resolved stream says of itself, channels included."""
         return self._network.find(description).description
 
-    def inlet(self, description: StreamDescription, *, buffer_s: float = 360.0, from_now: bool = True) -> MemoryInlet:
-        return MemoryInlet(self._network, self._network.find(description), buffer_s)
+    def inlet(
+        self, description: StreamDescription, *, buffer_s: float = 360.0, from_now: bool = True, recover: bool = True
+    ) -> MemoryInlet:
+        return MemoryInlet(self._network, self._network.find(description), buffer_s, recover)
 
     def offset_probe(self, description: StreamDescription) -> MemoryOffsetProbe:
         return MemoryOffsetProbe(self._network, self._network.find(description), self)
@@ -218,9 +220,10 @@ class MemoryOutlet:
 class MemoryInlet:
     """A subscribed stream; the oldest samples are dropped in silence where the buffer is full, as liblsl does."""
 
-    def __init__(self, network: _Network, outlet: MemoryOutlet, buffer_s: float) -> None:
+    def __init__(self, network: _Network, outlet: MemoryOutlet, buffer_s: float, recover: bool = True) -> None:
         self._network = network
         self._outlet = outlet
+        self._recover = recover
         self._description = outlet.description
         self._dtype = None if self._description.dtype == "string" else np.dtype(self._description.dtype)
         rate = self._description.sfreq or 100.0  # liblsl: hundreds of samples where the rate is irregular
@@ -230,7 +233,8 @@ class MemoryInlet:
     @property
     def source(self) -> MemoryOutlet:
         """The outlet that is heard now."""
-        self._outlet = self._network.successor(self._outlet)
+        if self._recover:
+            self._outlet = self._network.successor(self._outlet)
         return self._outlet
 
     @property
@@ -245,6 +249,8 @@ class MemoryInlet:
         """All samples that are there now: a manual clock never waits."""
         taken = [self._queue.popleft() for _ in range(len(self._queue))]
         if not taken:
+            if self._outlet.closed and not self._recover:
+                raise StreamError(f"stream {self._description.name!r} on {self._description.hostname!r}: it is gone.")
             return np.empty((0, self._description.n_channels), self._dtype or object), np.empty(0)
         return np.stack([row for row, _ in taken]), np.array([stamp for _, stamp in taken])
 

@@ -23,7 +23,7 @@ from typing import Any, Literal
 import numpy as np
 from mne_lsl.lsl import StreamInfo, StreamInlet, StreamOutlet, local_clock
 from mne_lsl.lsl._utils import handle_error
-from mne_lsl.lsl.constants import fmt2pull_chunk, fmt2pull_sample, fmt2push_chunk_n, fmt2push_sample
+from mne_lsl.lsl.constants import fmt2pull_chunk, fmt2pull_sample, fmt2push_chunk_n, fmt2push_sample, idx2fmt
 from mne_lsl.lsl.load_liblsl import lib
 from mne_lsl.lsl.stream_info import _BaseStreamInfo
 from numpy.typing import NDArray
@@ -107,8 +107,11 @@ class NetworkTransport:
         """Publish a stream. `hostname` and `uid` of the description are ignored: liblsl fills in its own."""
         return NetworkOutlet(description, chunk_size, buffer_s)
 
-    def inlet(self, description: StreamDescription, *, buffer_s: float = 360.0, from_now: bool = True) -> NetworkInlet:
-        """Subscribe to exactly this outlet (by its uid); for `from_now` see `rt_mmdf.lsl.interface.Transport`.
+    def inlet(
+        self, description: StreamDescription, *, buffer_s: float = 360.0, from_now: bool = True, recover: bool = True
+    ) -> NetworkInlet:
+        """Subscribe to exactly this outlet (by its uid); for `from_now` and `recover` see
+        `rt_mmdf.lsl.interface.Transport`.
 
         Raises
         ------
@@ -117,7 +120,7 @@ class NetworkTransport:
         StreamDescriptionError
             Its description cannot be used.
         """
-        return NetworkInlet(_bound_info(description), buffer_s, from_now=from_now)
+        return NetworkInlet(_bound_info(description), buffer_s, from_now=from_now, recover=recover)
 
     def offset_probe(self, description: StreamDescription) -> NetworkOffsetProbe:
         """A second inlet of the same outlet, for its clock alone: the clock and the data of one inlet share a lock."""
@@ -212,11 +215,11 @@ class NetworkInlet:
     receiver does.
     """
 
-    def __init__(self, info: _BaseStreamInfo, buffer_s: float, *, from_now: bool = True) -> None:
+    def __init__(self, info: _BaseStreamInfo, buffer_s: float, *, from_now: bool = True, recover: bool = True) -> None:
         header = _header(info)
         check_header(header.name, header.n_channels, header.sfreq)
         # liblsl counts hundreds of samples instead of seconds where the rate is irregular
-        self._inlet = _open(info, max(1, math.ceil(buffer_s)))
+        self._inlet = _open(info, max(1, math.ceil(buffer_s)), recover)
         try:
             self._description = _full_description(self._inlet, header, subscribe="from now" if from_now else "soon")
         except Exception:
@@ -316,8 +319,8 @@ class NetworkInlet:
     def _check(self, code: int) -> None:
         if code == _LOST:
             raise StreamError(
-                f"stream {self._description.name!r} on {self._description.hostname!r}: it is gone and liblsl cannot find it "
-                "again, for lack of a source id. Set one in the sending program, or start again when the stream is back."
+                f"stream {self._description.name!r} on {self._description.hostname!r}: it is gone, and without a source "
+                "id liblsl cannot find it again. Set one in the sending program, or start again when the stream is back."
             )
         if code not in (0, _TIMEOUT):
             raise StreamError(f"stream {self._description.name!r}: liblsl could not read it ({_last_error()})")
@@ -399,7 +402,14 @@ class _Node:
 def _resolve(ask: Any, wait_s: float) -> list[_BaseStreamInfo]:
     buffer = (ctypes.c_void_p * _MAX_FOUND)()
     n_found = ask(buffer, ctypes.c_double(wait_s))
-    return [_BaseStreamInfo(buffer[i]) for i in range(max(0, n_found))]
+    infos = []
+    for handle in map(ctypes.c_void_p, buffer[: max(0, n_found)]):
+        # anybody can answer; liblsl hands on what is no header, without a format, and mne-lsl raises KeyError for it
+        if lib.lsl_get_channel_format(handle) in idx2fmt:
+            infos.append(_BaseStreamInfo(handle.value))
+        else:
+            lib.lsl_destroy_streaminfo(handle)
+    return infos
 
 
 def _bound_info(description: StreamDescription) -> _BaseStreamInfo:
@@ -411,6 +421,7 @@ def _bound_info(description: StreamDescription) -> _BaseStreamInfo:
             "returned can be opened"
         )
     found = _resolve(lambda buffer, wait_s: lib.lsl_resolve_byprop(buffer, _MAX_FOUND, b"uid", uid, 1, wait_s), 2.0)
+    found = [info for info in found if _who(_header(info)) == _who(description)]  # anybody can answer for a uid
     if not found:
         raise StreamNotFound(
             f"stream {description.name!r} on {description.hostname!r}: it was on offer and is gone. Start the sending "
@@ -419,12 +430,21 @@ def _bound_info(description: StreamDescription) -> _BaseStreamInfo:
     return found[0]
 
 
-def _open(info: _BaseStreamInfo, buffer_s: int) -> StreamInlet:
+def _who(stream: StreamDescription) -> tuple[str, ...]:
+    return stream.name, stream.type, stream.source_id, stream.hostname
+
+
+def _open(info: _BaseStreamInfo, buffer_s: int, recover: bool = True) -> StreamInlet:
     try:
-        return StreamInlet(info, max_buffered=buffer_s)
+        return StreamInlet(info, max_buffered=buffer_s, recover=recover)
     except UnicodeDecodeError as error:  # mne-lsl reads name and type strictly
         raise StreamDescriptionError(
             f"stream {_header(info).name!r}: its name or type is not UTF-8 ({error}). Correct it in the sending program."
+        ) from error
+    except RuntimeError as error:  # of another version of the protocol, for example
+        raise StreamDescriptionError(
+            f"stream {_header(info).name!r}: liblsl cannot subscribe to it ({error}; {_last_error()}). Use one version of "
+            "liblsl on all machines."
         ) from error
 
 

@@ -16,6 +16,9 @@ _NETWORKS: dict[str, type[SourceNetwork]] = {
 }
 NETWORK_KINDS = tuple(_NETWORKS)
 LEAST = {("fusion", "width"): 2, ("fusion", "k"): 2}
+MOST = {"hidden": 8192, "width": 512, "n_blocks": 64, "rows": 64, "columns": 64}
+"""By the end of an option's name; what is larger takes memory that nobody has."""
+MOST_OTHERS = 1 << 14
 MULTIPLES = {("fusion", "width"): 2}  # its attention has two heads
 
 
@@ -61,10 +64,12 @@ def check_options(kind: str, options: Mapping[str, Option]) -> None:
             # a default of 0 is a size that the network finds itself
             least = min(int(defaults[name]), LEAST.get((kind, name), 1))
             multiple = MULTIPLES.get((kind, name), 1)
-            if int(value) < least or int(value) % multiple:
+            most = next((n for ending, n in MOST.items() if name.endswith(ending)), MOST_OTHERS)
+            if not least <= int(value) <= most or int(value) % multiple:
                 of = f", a multiple of {multiple}," if multiple > 1 else ""
                 raise ConfigurationError(
-                    f"network {kind}: option {name} = {value!r} seen; a whole number{of} of at least {least} is expected."
+                    f"network {kind}: option {name} = {value!r} seen; a whole number{of} of at least {least} and at most "
+                    f"{most} is expected."
                 )
 
 

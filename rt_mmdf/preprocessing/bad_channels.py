@@ -44,8 +44,8 @@ class BadChannelSettings(Settings):
         than `z` robust standard deviations of that type away from it. On the sample recording the two bad channels stand at
         22 times (z 12 to 19) and 0.1 to 0.25 (z -11 to -23), the others between 0.45 and 2.7 (z -4.6 to 5.3).
     n_mark, n_window, n_unmark
-        Bad in `n_mark` of the last `n_window` bins marks a channel; `n_unmark` good bins in a row take the mark away. A
-        non-finite value marks at once.
+        Bad in `n_mark` of the last `n_window` bins marks a channel; `n_unmark` good bins in a row take the mark away, more
+        where the filters remember longer: they must have forgotten how far it was off. A non-finite value marks at once.
     """
 
     enabled: bool = True
@@ -77,9 +77,17 @@ class BadChannels:
         Hz.
     fixed : names, or mapping of name to reason
         Bad from the beginning and for good, for example by configuration or as marked in the recording.
+    settling_s : float
+        After which the filters behind this remember 1 % of a step.
     """
 
-    def __init__(self, settings: BadChannelSettings, sfreq: float, fixed: Iterable[str] | Mapping[str, str] = ()) -> None:
+    def __init__(
+        self,
+        settings: BadChannelSettings,
+        sfreq: float,
+        fixed: Iterable[str] | Mapping[str, str] = (),
+        settling_s: float = 0.0,
+    ) -> None:
         if settings.n_mark > settings.n_window:
             raise ConfigurationError(
                 f"bad_channels: n_mark = {settings.n_mark} is more than n_window = {settings.n_window}; no channel would "
@@ -87,6 +95,7 @@ class BadChannels:
             )
         self._settings = settings
         self._length = max(1, round(settings.bin_s * sfreq))
+        self._settling_bins = settling_s / settings.bin_s
         self._edges = np.unique(np.linspace(0, self._length, PARTS + 1).astype(int))
         self._fixed = dict(fixed) if isinstance(fixed, Mapping) else dict.fromkeys(fixed, "configured")
         self.reset()
@@ -146,6 +155,8 @@ class BadChannels:
         self._verdicts = np.zeros((settings.n_window, n_channels), dtype=bool)  # of the last bins that said something
         self._good_in_a_row = np.zeros(n_channels, dtype=int)
         self._marked = np.zeros(n_channels, dtype=bool)
+        self._n_unmark = np.full(n_channels, self._settings.n_unmark)  # good bins in a row that are asked for
+        self._usual: Float64 = np.full((2, n_channels), np.nan)  # mean, and peak to peak, of the newest good bin
         self._found = {}
         self._bads = frozenset(self._fixed)
         self._begin_bin(block.first // self._length)
@@ -187,16 +198,29 @@ class BadChannels:
                 against = NOISY * noisy + QUIET * quiet
                 codes[crowd.rows] = np.where(codes[crowd.rows] == 0, against, codes[crowd.rows])
         bad = codes != 0
+        self._note_how_far_off(judged, bad, peak_to_peak)
         self._verdicts = np.where(judged, np.vstack([self._verdicts[1:], bad]), self._verdicts)
         self._good_in_a_row = np.where(judged, np.where(bad, 0, self._good_in_a_row + 1), self._good_in_a_row)
         often = self._verdicts.sum(axis=0) >= settings.n_mark
         mark = judged & bad & (often | (codes == NONFINITE))
-        unmark = self._good_in_a_row >= settings.n_unmark
+        unmark = self._good_in_a_row >= self._n_unmark
+        self._n_unmark = np.where(unmark, settings.n_unmark, self._n_unmark)
         self._marked = (self._marked | mark) & ~unmark
         names = [channels.names[i] for i in np.flatnonzero(self._marked)]
         why = {channels.names[i]: REASONS[codes[i]] for i in np.flatnonzero(mark)}
         self._found = {name: why.get(name, self._found.get(name, "")) for name in names}
         self._bads = frozenset(self._found) | frozenset(self._fixed)
+
+    def _note_how_far_off(self, judged: NDArray[np.bool_], bad: NDArray[np.bool_], peak_to_peak: Float64) -> None:
+        """A step of r times what is usual is 1 % of the usual only after 1 + ln r / ln 100 settling times."""
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+            mean = self._statistics.mean()
+            off = np.fmax(np.abs(mean - self._usual[0]), peak_to_peak) / self._usual[1]
+            times = 1 + np.log(np.clip(np.where(np.isfinite(off), off, 1.0), 1.0, None)) / np.log(100)
+        wanted = np.ceil(self._settling_bins * times).astype(int)
+        self._n_unmark = np.where(judged & bad, np.maximum(self._n_unmark, wanted), self._n_unmark)
+        good = judged & ~bad & ~self._marked & (peak_to_peak > 0)
+        self._usual[:, good] = mean[good], peak_to_peak[good]
 
 
 class _BinStatistics:
@@ -237,6 +261,9 @@ class _BinStatistics:
                 count[rows] = np.where(further, there, count[rows] + same * there)
             self.low[rows] = np.minimum(self.low[rows], low)
             self.high[rows] = np.maximum(self.high[rows], high)
+
+    def mean(self) -> Float64:
+        return np.asarray(self._zero + self._x / self.n)
 
     def detrended_rms(self) -> Float64:
         """RMS without mean and linear trend; tiny instead of zero."""

@@ -9,6 +9,7 @@ from pydantic import Field
 from rt_mmdf.core.settings import Settings
 from rt_mmdf.preprocessing.bad_channels import BadChannelSettings
 from rt_mmdf.preprocessing.filters import FilterSettings
+from rt_mmdf.preprocessing.suspect_channels import SuspectSettings
 
 
 class PreprocessingSettings(Settings):
@@ -18,6 +19,7 @@ class PreprocessingSettings(Settings):
     decimate: int = Field(default=1, ge=1)
     """Image every n-th sample of the grid."""
     bad_channels: BadChannelSettings = BadChannelSettings()
+    suspect: SuspectSettings = SuspectSettings()
     bads: tuple[str, ...] = ()
     """Channels that are known to be bad: never imaged."""
     average_reference: bool = True

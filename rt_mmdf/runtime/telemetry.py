@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -219,10 +220,11 @@ class ProcessUsage:
 
 
 class ProcessLoad:
-    """Asks the operating system about this process."""
+    """Asks the operating system about this process; where that cannot answer (no file handles left), as it was before."""
 
     def __init__(self) -> None:
         self._process = psutil.Process()
+        self._known, self._rss = (time.perf_counter(), 0.0), 0
         self._begin = self._last = self._spent()
 
     def recent(self) -> ProcessUsage:
@@ -235,9 +237,12 @@ class ProcessLoad:
         return self._usage(self._begin, self._spent())
 
     def _spent(self) -> tuple[float, float]:
-        times = self._process.cpu_times()
-        return time.perf_counter(), times.user + times.system
+        with suppress(OSError, psutil.Error):
+            times = self._process.cpu_times()
+            self._known = time.perf_counter(), times.user + times.system
+            self._rss = int(self._process.memory_info().rss)
+        return self._known
 
     def _usage(self, start: tuple[float, float], stop: tuple[float, float]) -> ProcessUsage:
         wall = max(stop[0] - start[0], 1e-9)
-        return ProcessUsage(cpu_cores=(stop[1] - start[1]) / wall, rss_mb=self._process.memory_info().rss / 2**20)
+        return ProcessUsage(cpu_cores=(stop[1] - start[1]) / wall, rss_mb=self._rss / 2**20)

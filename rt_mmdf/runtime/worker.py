@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import TracebackType
 
 from rt_mmdf.core.errors import WorkerFailed
@@ -25,11 +28,32 @@ def quick_handover(interval_s: float = 5e-4) -> Iterator[None]:
         sys.setswitchinterval(before)
 
 
+@dataclass(frozen=True, slots=True)
+class Restarts:
+    """When a worker whose step has raised goes on.
+
+    tell : called in the worker's thread with its name and the error, before each new try
+    limit, within_s : it ends at the error that is one more than `limit` within `within_s`
+    first_wait_s, longest_wait_s : before the next try; twice as long after each error within `within_s`
+    before : called before each new try, to put in order what the step left
+    fatal : errors that end it at once
+    """
+
+    tell: Callable[[str, Exception], None]
+    limit: int = 5
+    within_s: float = 30.0
+    first_wait_s: float = 0.1
+    longest_wait_s: float = 5.0
+    before: Callable[[], None] | None = None
+    fatal: tuple[type[Exception], ...] = ()
+
+
 class Worker:
     """Calls `step` again and again in a thread of its own until stopped.
 
     `step` should return within a fraction of a second (wait with a time limit inside). An error ends the worker, is kept,
-    is handed to `on_failure` at once, and comes out of `check` and `stop` as `WorkerFailed`.
+    is handed to `on_failure` at once, and comes out of `check` and `stop` as `WorkerFailed`. With `restarts` the worker
+    goes on after an error, as these say.
 
     Parameters
     ----------
@@ -41,6 +65,11 @@ class Worker:
         Called in the dying thread, for example to wake the session.
     stop_timeout_s : float
         Longest that one round of `step` may last: `stop` waits for it.
+
+    Attributes
+    ----------
+    restarts : Restarts | None
+        To be set before `start`.
     """
 
     def __init__(
@@ -56,6 +85,8 @@ class Worker:
         self._stop_timeout_s = stop_timeout_s
         self._stopping = threading.Event()
         self._error: BaseException | None = None
+        self.restarts: Restarts | None = None
+        self._failed_at: deque[float] = deque()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> Worker:
@@ -73,11 +104,29 @@ class Worker:
     def _run(self) -> None:
         try:
             while not self._stopping.is_set():
-                self._step()
+                try:
+                    self._step()
+                except Exception as error:
+                    self._go_on_after(error)
         except BaseException as error:
             self._error = error
             if self._on_failure is not None:
                 self._on_failure()
+
+    def _go_on_after(self, error: Exception) -> None:
+        """Wait for the next try, or raise the error."""
+        restarts, now = self.restarts, time.monotonic()
+        if restarts is None or isinstance(error, restarts.fatal):
+            raise error
+        self._failed_at.append(now)
+        while now - self._failed_at[0] > restarts.within_s:
+            self._failed_at.popleft()
+        if len(self._failed_at) > restarts.limit:
+            raise error
+        restarts.tell(self.name, error)
+        self.pause(min(restarts.longest_wait_s, restarts.first_wait_s * 2 ** (len(self._failed_at) - 1)))
+        if restarts.before is not None:
+            restarts.before()
 
     def check(self) -> None:
         """Raise `WorkerFailed` from the error that ended this worker, if one did."""

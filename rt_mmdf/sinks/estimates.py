@@ -16,6 +16,7 @@ from rt_mmdf.lsl.interface import ChannelDescription, Outlet, StreamDescription,
 from rt_mmdf.sinks.reduction import Reducer, Rows
 from rt_mmdf.sinks.settings import EstimateStreamSettings
 from rt_mmdf.sinks.sources import SourceSpaceDescription
+from rt_mmdf.sinks.subscribers import buffer_seconds
 
 COMPANION_COLUMNS = ("hop", "index", "flags", *StageStamps.NAMES)
 SUMMARY_COLUMNS = ("source", "value", "x", "y", "z")
@@ -31,7 +32,8 @@ class EstimateDescription:
     sfreq : rate of the estimates before any reduction, Hz
     filter_delay_ms : by how much the filters delay what an estimate images; its stamp is the sensor time without this delay
     more : further leaves of the description, by path: what the engine says of itself (``engine/session``, ``engine/hop_ms``,
-        ``engine/budget_ms``) and which other streams it publishes or hears (``streams/health``, ``streams/sensors``,
+        ``engine/budget_ms``, ``engine/device_lag``: the devices' own lags, in words) and which other streams it publishes or
+        hears (``streams/health``, ``streams/sensors``,
         ``streams/second``, ``streams/averages/EVENT``, ``streams/marks``; those that it does not publish are left out)
     """
 
@@ -87,7 +89,7 @@ class EstimateOutlets:
             raise
 
     def _publish(self, transport: Transport, stream: StreamDescription) -> Outlet:
-        outlet = transport.outlet(stream)
+        outlet = transport.outlet(stream, buffer_s=buffer_seconds(stream))
         self._open.callback(outlet.close)
         return outlet
 

@@ -1,4 +1,4 @@
-"""The engine's health as an LSL stream: one JSON text at a time, about once a second.
+"""The engine's health as an LSL stream: one JSON text at a time, about once a second, and when an incident begins or ends.
 
 ``NAME-health``, type ``Health``, one string channel, irregular; stamped with the engine's LSL clock. One object, strict
 JSON in ASCII; a number that is not known is ``null``. Times are seconds on the engine's LSL clock. The keys:
@@ -10,20 +10,29 @@ JSON in ASCII; a number that is not known is ``null``. Times are seconds on the 
 ``streams``
     by modality (``eeg``, ``meg``), for each sensor stream ``name``, ``hostname``, ``sfreq`` (nominal, Hz),
     ``n_channels``; ``received`` (samples), ``rate_hz`` (that arrived since the report before), ``age_s`` (since the
-    newest arrival), ``silent`` (for more than 2 s), ``missing_now`` (samples of the newest hop lack it), ``chunk``
+    newest arrival), ``silent`` (for more than 2 s), ``stalled`` (for longer than is usual, see
+    ``incidents``), ``missing_now`` (samples of the newest hop lack it), ``chunk``
     (samples of the newest pull), ``queue`` (samples that wait), ``nonfinite`` (samples with NaN), ``reconnected``
-    (times); and, once its clock is known, the fields of `rt_mmdf.alignment.grid.LaneReport`: ``offset`` (s, of the
-    sender's clock), ``offset_uncertainty_ms``, ``drift_ppm``, ``drift_uncertainty_ppm`` (of the sender's clock),
-    ``rate_error_ppm``, ``rate_uncertainty_ppm`` (of the sampling clock), ``jitter_ms``, ``uncertainty_ms``,
-    ``arrival_lag_ms``, ``missing`` (grid samples without it), ``clock_steps``, and ``counts``: ``received``, ``gaps``,
-    ``lost`` (samples in them), ``duplicates``, ``backward``, ``bad_stamps``, ``restarts``. Uncertainties are two
-    standard deviations
+    (times), ``doubles`` (other streams of its name on the network, none of which is used); ``lag_ms`` (the device's own
+    lag, which is subtracted; null: unknown), ``lag_uncertainty_ms``, ``lag_against`` (what it was measured against),
+    ``lag_told`` (all that in words); and, once its clock is known, the fields of
+    `rt_mmdf.alignment.grid.LaneReport`: ``offset`` (s, of the sender's clock), ``offset_uncertainty_ms``, ``drift_ppm``,
+    ``drift_uncertainty_ppm`` (of the sender's clock), ``rate_error_ppm``, ``rate_uncertainty_ppm`` (of the sampling
+    clock), ``jitter_ms``, ``uncertainty_ms``, ``arrival_lag_ms``, ``missing`` (grid samples without it), ``clock_steps``,
+    and ``counts``: ``received``, ``gaps``, ``lost`` (samples in them), ``duplicates``, ``backward``, ``bad_stamps``,
+    ``restarts``. Uncertainties are two standard deviations
 ``alignment_uncertainty_ms``
     of the time between the modalities
 ``bad_channels``
     reason by name; ``not_imaged``: channels that the head lacks
-``hops``, ``skipped_hops``, ``invalid_hops``, ``estimates``
-    since the first estimate: whose time came; not imaged, to catch up; that had nothing to be imaged from; imaged
+``hops``, ``skipped_hops``, ``invalid_hops``, ``failed_hops``, ``estimates``
+    since the first estimate: whose time came; not imaged, to catch up; that had nothing to be imaged from; whose solver
+    raised (these are invalid, too); imaged
+``incidents``
+    ``counts`` (facts since the start, by kind), ``n_lasting``, ``lasting`` (at most 20 that go on) and ``newest`` (the last
+    20, the newest at the end), each with ``kind``, ``subject`` (``eeg``, ``meg``, ``engine``, ``process``, the name of a
+    worker), ``began``, ``noticed``, ``ended`` (null while it lasts), ``count`` (of what ``detail`` says) and ``detail``, a
+    sentence. The kinds are those of `rt_mmdf.app.watch.Watch`
 ``hop_ms``, ``budget_ms``, ``missed_deadlines``, ``longest_miss_run``
     a hop that is published more than ``budget_ms`` after it could exist has missed its deadline
 ``budget``
@@ -39,7 +48,7 @@ JSON in ASCII; a number that is not known is ``null``. Times are seconds on the 
 ``latency_histogram``
     of ``lateness`` since the start-up: ``edges_ms`` and the ``counts`` between them (one less)
 ``filter_delay_ms``, ``look_ahead_ms``, ``device_lag``
-    what physics adds
+    what physics adds; the last in words, ``unknown`` where no device's own lag is
 ``flags``
     samples with each flag since the start, by name
 ``overwritten_samples``, ``operators_waiting``, ``operators_failed``, ``files``, ``cpu_cores``, ``rss_mb``

@@ -65,7 +65,7 @@ def write_page(text: str, path: Path) -> None:
     """Write the HTML file, replacing an earlier one; SinkError if that is not possible."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        path.write_text(text, encoding="utf-8", errors="replace")  # a name may hold half a character
     except OSError as error:
         raise SinkError(
             f"report {path}: cannot be written ({error.strerror or error}). Free some space or choose another place."

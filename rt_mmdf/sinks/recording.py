@@ -23,7 +23,7 @@ from rt_mmdf.core.errors import SinkError, WorkerFailed
 from rt_mmdf.lsl import xdf
 from rt_mmdf.lsl.interface import Clock, ClockOffset, StreamDescription
 from rt_mmdf.runtime.mailbox import Backlog, Mailbox
-from rt_mmdf.runtime.worker import Worker
+from rt_mmdf.runtime.worker import Restarts, Worker
 from rt_mmdf.sinks.estimates import EstimateDescription, companion_rows, describe_streams
 from rt_mmdf.sinks.reduction import Reducer
 from rt_mmdf.sinks.settings import EstimateStreamSettings, RecordSettings
@@ -333,6 +333,7 @@ class Recorder:
             self._stream(label, description)
         self.write(flush=True)
         self._worker = Worker("recording", self._step, stop_timeout_s=STOP_LIMIT_S)
+        self._worker.restarts = Restarts(self._tell_raised, limit=1_000_000, within_s=300.0)
 
     def start(self) -> Recorder:
         """Start the thread."""
@@ -342,6 +343,11 @@ class Recorder:
     def check(self) -> None:
         """Raise WorkerFailed when the writing thread has died (a full disk does not kill it)."""
         self._worker.check()
+
+    def _tell_raised(self, name: str, error: Exception) -> None:
+        """Not the disk: a fault of this program, or no memory. What it had in hand may be lost; the rest is recorded."""
+        self.error = f"recording {self._file.path}: {type(error).__name__}: {error}; recording goes on"
+        logger.error("%s", self.error, exc_info=error)
 
     @property
     def streams(self) -> list[RecordedStream]:

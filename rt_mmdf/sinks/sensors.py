@@ -14,6 +14,7 @@ from rt_mmdf.core.channels import Channels
 from rt_mmdf.lsl.interface import ChannelDescription, StreamDescription, Transport
 from rt_mmdf.sinks.reduction import Reducer
 from rt_mmdf.sinks.settings import Reduction, SensorStreamSettings
+from rt_mmdf.sinks.subscribers import buffer_seconds
 
 
 class SensorOutlet:
@@ -74,7 +75,7 @@ class SensorOutlet:
             **(more or {}),
         }
         self.stream = StreamDescription(name, "Sensors", name, sfreq / n, "float32", described, extra)
-        self._outlet = transport.outlet(self.stream)
+        self._outlet = transport.outlet(self.stream, buffer_s=buffer_seconds(self.stream))
 
     def publish(self, block: SensorBlock) -> None:
         """Publish what a block completes; blocks in order, what is left out shows as NaN at the most."""

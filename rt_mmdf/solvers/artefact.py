@@ -19,7 +19,6 @@ import os
 import re
 import shutil
 import tempfile
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -32,12 +31,13 @@ import mne
 import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 
 import rt_mmdf
 from rt_mmdf.core.channels import Channels, ChannelType
-from rt_mmdf.core.errors import ArtefactError, HeadModelError, NoiseCovarianceError
-from rt_mmdf.headmodel.compact import compact_arrays, head_of_arrays, sketch, sketch_difference
+from rt_mmdf.core.errors import ArtefactError, HeadModelError
+from rt_mmdf.core.files import MAX_TOML, parse_toml, read_plain
+from rt_mmdf.core.text import printable
+from rt_mmdf.headmodel.compact import N_PROJECTIONS, compact_arrays, head_of_arrays, sketch, sketch_difference
 from rt_mmdf.headmodel.head import HeadModel, RecipeValue
 from rt_mmdf.headmodel.noise import read_noise_cov
 from rt_mmdf.headmodel.template import Progress, build_template
@@ -54,6 +54,10 @@ ORIENTATION = "fixed, normal to cortex"
 WINDOW_SFREQ = 100.0  # of the window that a network sees, Hz
 SKETCH_TOLERANCE = 1e-3  # a BEM that is solved on another machine differs in its last digits
 POSITION_TOLERANCE_MM = 0.1
+MAX_FILE, MAX_FILES = 1 << 30, 16
+MAX_WINDOW, MAX_NUMBER = 10_000, 1e6  # samples of a window; what no place in mm and no rate in Hz exceeds
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}")
+"""Of a model: files are called by it."""
 
 PlainValue = int | float | str | bool
 
@@ -140,9 +144,10 @@ class Artefact:
             order = [info["ch_names"].index(name) for name in self.channels.names]
             kind: Any = self.head_kind
             return head_of_arrays(self.head_arrays, mne.pick_info(info, order), self.head_name, kind, self.head_recipe)
-        except (OSError, ValueError, HeadModelError) as error:
+        except Exception as error:  # mne's reader fails in many ways on a damaged file
             raise ArtefactError(
-                f"model {self.folder}: its head cannot be read ({error}). Get the artefact again, or train it again."
+                f"model {self.folder}: its head cannot be read ({type(error).__name__}: {printable(str(error))}). Get the "
+                "artefact again, or train it again."
             ) from error
 
     def check_head(self, head: HeadModel) -> None:
@@ -176,7 +181,7 @@ class Artefact:
             )
 
     def _trained_with(self, *libraries: str) -> str:
-        seen = ", ".join(f"{name} {self.versions.get(name, 'unknown')}" for name in libraries)
+        seen = ", ".join(f"{name} {printable(str(self.versions.get(name, 'unknown'))[:40])}" for name in libraries)
         return f"it was trained with {seen}; here {', '.join(f'{name} {version(name)}' for name in libraries)}"
 
     def check_channels(self, streaming: Channels) -> None:
@@ -315,10 +320,13 @@ def replace_card(folder: Path, card: str) -> None:
 def load_artefact(folder: Path) -> Artefact:
     """Read an artefact and check every file of it.
 
+    Nothing of it is executed. Whoever writes the manifest writes its digests, too: they prove that an artefact is whole and
+    unchanged, not who has made it.
+
     Raises
     ------
     ArtefactError
-        No artefact, another version, or a file that is missing, truncated or changed.
+        No artefact, another version, or a file that is missing, truncated, changed, or says what cannot be.
     """
     folder = Path(folder)
     content = _read_manifest(folder)
@@ -348,26 +356,38 @@ def load_artefact(folder: Path) -> Artefact:
             card=files[CARD].decode(),
             versions=dict(content["versions"]),
         )
-        units = [kind.si_unit for kind in channels.types]
-        sound = (
-            content["unit"] == UNIT
-            and given["ch_units"] == units
-            and arrays["sketch"].shape[0] == len(channels)
-            and artefact.n_sources == content["sources"]["n_sources"]
-            and artefact.n_times >= 1
-        )
-    except (KeyError, TypeError, ValueError, OSError, SafetensorError, NoiseCovarianceError) as error:
+        contradictions = _contradictions(artefact, content)
+    except Exception as error:  # hashes are right, so whoever wrote it has written anything
         raise ArtefactError(
-            f"model {folder}: its files fit their hashes but cannot be understood ({type(error).__name__}: {error}). It was "
-            f"written by rt_mmdf {content.get('versions', {}).get('rt-mmdf', 'unknown')}; this is {rt_mmdf.__version__}. "
+            f"model {folder}: its files fit their hashes but cannot be understood ({type(error).__name__}: "
+            f"{printable(str(error))}). It was written by rt_mmdf {_version_in(content)}; this is {rt_mmdf.__version__}. "
             "Train it again."
         ) from error
-    if not sound:
+    if contradictions:
         raise ArtefactError(
-            f"model {folder}: manifest and arrays contradict each other (unit {content['unit']!r}, {len(channels)} "
-            f"channels, {content['sources']['n_sources']} sources). Train it again."
+            f"model {folder}: manifest and arrays contradict each other or say what cannot be "
+            f"({'; '.join(contradictions)}). Train it again."
         )
     return artefact
+
+
+def _contradictions(artefact: Artefact, content: Mapping[str, Any]) -> list[str]:
+    """What is wrong between manifest and arrays, in words."""
+    arrays, n_channels = artefact.head_arrays, len(artefact.channels)
+    numbers = [artefact.window_sfreq, *(hz for hz in (artefact.low_hz, artefact.high_hz) if hz is not None)]
+    places = arrays["positions_mm"]
+    told = {
+        f"name {artefact.name[:80]!r}": NAME.fullmatch(artefact.name) is not None,
+        f"unit {str(content['unit'])[:80]!r}": content["unit"] == UNIT,
+        "units of the channels": content["input"]["ch_units"] == [kind.si_unit for kind in artefact.channels.types],
+        f"sketch of shape {arrays['sketch'].shape}": arrays["sketch"].shape == (n_channels, N_PROJECTIONS),
+        f"positions of shape {places.shape}": places.shape == (content["sources"]["n_sources"], 3) and len(places) > 0,
+        "positions that are none": bool((np.abs(places) < MAX_NUMBER).all()),
+        "weights that are no finite numbers": all(np.isfinite(values).all() for values in artefact.weights.values()),
+        f"a window of {artefact.n_times} samples": 1 <= artefact.n_times <= MAX_WINDOW,
+        "rates and limits of the filters": all(0 < hz < MAX_NUMBER for hz in numbers),
+    }
+    return [what for what, sound in told.items() if not sound]
 
 
 def find_model(name: str | Path) -> Path:
@@ -426,15 +446,21 @@ def _is_template(head: HeadModel) -> bool:
 
 
 def _template_of(recipe: Mapping[str, RecipeValue], name: str, progress: Progress | None) -> HeadModel:
-    meg, eeg = str(recipe["sensors"]).split(" + ")
     given: Mapping[str, Any] = recipe  # build_template checks the values
-    brain, skull, scalp = given["conductivity"]
+    try:
+        meg, eeg = str(recipe["sensors"]).split(" + ")
+        brain, skull, scalp = given["conductivity"]
+        spacing, bem_ico = given["spacing"], given["bem_ico"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise HeadModelError(
+            f"head model {name!r}: its recipe cannot be understood ({error!r}). Get the model that it is of again."
+        ) from error
     return build_template(
-        spacing=given["spacing"],
+        spacing=spacing,
         meg=None if meg == "no MEG" else meg,
         eeg=None if eeg == "no EEG" else eeg,
         conductivity=(brain, skull, scalp),
-        bem_ico=given["bem_ico"],
+        bem_ico=bem_ico,
         name=name,
         progress=progress,
     )
@@ -454,23 +480,25 @@ def _versions() -> dict[str, str]:
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
-        content = tomllib.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        content = parse_toml(read_plain(folder / MANIFEST, MAX_TOML))
     except FileNotFoundError as error:
         raise ArtefactError(
             f"model {folder}: no {MANIFEST} in it. Expected is a folder that `rt-mmdf train` wrote, or the name of one of "
             f"{', '.join(known_models()) or 'no models'}."
         ) from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ArtefactError(f"model {folder}: {MANIFEST} cannot be read ({error}). Get the artefact again.") from error
+    except (OSError, ValueError) as error:
+        raise ArtefactError(
+            f"model {folder}: {MANIFEST} cannot be read ({printable(str(error))}). Get the artefact again."
+        ) from error
     if content.get("format") != FORMAT:
         raise ArtefactError(
-            f"model {folder}: an artefact of format {content.get('format')!r}; rt_mmdf {rt_mmdf.__version__} reads format "
-            f"{FORMAT}. Train it again with this version, or install the version that wrote it "
-            f"({content.get('versions', {}).get('rt-mmdf', 'unknown')})."
+            f"model {folder}: an artefact of format {repr(content.get('format'))[:80]}; rt_mmdf {rt_mmdf.__version__} "
+            f"reads format {FORMAT}. Train it again with this version, or install the version that wrote it "
+            f"({_version_in(content)})."
         )
-    digest = content.pop("digest", None)
-    expected_files = {WEIGHTS, HEAD, NOISE, CARD}
-    if digest != _digest(content) or not expected_files <= set(content.get("files", {})):
+    digest, files = content.pop("digest", None), content.get("files")
+    listed = isinstance(files, dict) and {WEIGHTS, HEAD, NOISE, CARD} <= files.keys() and len(files) <= MAX_FILES
+    if not listed or digest != _digest(content):
         raise ArtefactError(
             f"model {folder}: {MANIFEST} was changed or cut off after it was written: its digest does not fit. Get the "
             "artefact again; to change settings, train again."
@@ -478,21 +506,27 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     return content
 
 
-def _checked(folder: Path, name: str, expected: str) -> bytes:
+def _version_in(content: Mapping[str, Any]) -> str:
+    """Of rt_mmdf, that wrote a manifest; as it says."""
+    versions = content.get("versions")
+    return printable(str(versions.get("rt-mmdf", "unknown"))[:40]) if isinstance(versions, dict) else "unknown"
+
+
+def _checked(folder: Path, name: str, expected: object) -> bytes:
     """Content of a file of the artefact, if it is the one of the manifest."""
-    if Path(name).name != name:
-        raise ArtefactError(f"model {folder}: {MANIFEST} names {name!r}; only files in the folder itself are expected.")
+    if NAME.fullmatch(name) is None:
+        raise ArtefactError(f"model {folder}: {MANIFEST} names {name[:80]!r}; only files in the folder itself are expected.")
     try:
-        data = (folder / name).read_bytes()
+        data = read_plain(folder / name, MAX_FILE)
     except OSError as error:
         raise ArtefactError(
-            f"model {folder}: {name} cannot be read ({error.strerror}). Every file that {MANIFEST} names is needed: get the "
-            "artefact again."
+            f"model {folder}: {name} cannot be read ({error.strerror}). Every file that {MANIFEST} names is needed, as a "
+            "plain file: get the artefact again."
         ) from error
     if (seen := hashlib.sha256(data).hexdigest()) != expected:
         raise ArtefactError(
-            f"model {folder}: {name} has SHA-256 {seen[:16]} ({len(data)} bytes), {expected[:16]} is expected: it was "
-            "truncated or changed. Get the artefact again (with git: is it checked out whole?)."
+            f"model {folder}: {name} has SHA-256 {seen[:16]} ({len(data)} bytes), {str(expected)[:16]!r} is expected: it "
+            "was truncated or changed. Get the artefact again (with git: is it checked out whole?)."
         )
     return data
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from html import escape
+
 import numpy as np
 from PySide6.QtCore import QPointF, QRectF, QSize, Qt
 from PySide6.QtGui import QColor, QFont, QFontMetricsF, QImage, QPainter, QPaintEvent, QPen
@@ -43,7 +45,9 @@ class ColourBar(QWidget):
         strip = np.ascontiguousarray(np.rint(rgb), dtype=np.uint8)
         self._strip = QImage(strip.data, 1, len(strip), 3, QImage.Format.Format_RGB888).copy()
         words = ", ".join(number for _, number in scale.ticks)
-        self.setToolTip(f"{scale.label}, {scale.says}: nothing is shown below the first colour ({words})")
+        told = f"{scale.label}, {scale.says}: nothing is shown below the first colour ({words})"
+        # the label comes from the network, and Qt takes for HTML what looks like it
+        self.setToolTip(f"<p>{escape(told)}</p>")
         self.update()
 
     def paintEvent(self, event: QPaintEvent) -> None:

@@ -233,6 +233,7 @@ class Feed:
         self._sensor_link: SensorLink | None = None
         self._average_links: dict[str, AverageLink] = {}
         self._unusable: set[str] = set()
+        self._doubled: set[str] = set()  # names that several streams of the engine's machine have
         self._probe: OffsetProbe | None = None
         self._probed = -math.inf
         self._marks_outlet: MarksOutlet | None = None
@@ -501,7 +502,7 @@ class Feed:
         if "second" not in main.names:
             self._second.put(None)
             return
-        header = _of_engine(main.names["second"], main, found)
+        header = self._of_engine(main.names["second"], main, found)
         if header is None or header.uid in self._unusable:
             return
         kept = self._second.get()
@@ -555,12 +556,12 @@ class Feed:
         """Open what the engine says it publishes, and is there, and is not open yet."""
         engine, wanted = main.engine, int(not main.has_companion)
         if self._health_inlet is None:
-            header = _of_engine(engine.names["health"], engine, found)
+            header = self._of_engine(engine.names["health"], engine, found)
             wanted += header is None
             if header is not None and header.dtype == "string" and header.n_channels == 1:
                 self._health_inlet = self._transport.inlet(header, buffer_s=1.0, from_now=False)
         if self._sensor_link is None and "sensors" in engine.names:
-            header = _of_engine(engine.names["sensors"], engine, found)
+            header = self._of_engine(engine.names["sensors"], engine, found)
             wanted += header is None
             if header is not None and header.uid not in self._unusable:
                 try:
@@ -571,8 +572,8 @@ class Feed:
                     logger.warning("the sensors cannot be shown: %s", error)
         for event, name in engine.averages.items():
             if event not in self._average_links:
-                header = _of_engine(name, engine, found)
-                companion = _of_engine(f"{name}-companion", engine, found)
+                header = self._of_engine(name, engine, found)
+                companion = self._of_engine(f"{name}-companion", engine, found)
                 wanted += header is None or companion is None
                 if header is not None and companion is not None and header.uid not in self._unusable:
                     try:
@@ -580,8 +581,25 @@ class Feed:
                     except StreamError as error:
                         self._unusable.add(header.uid)
                         logger.warning("the average of %r cannot be shown: %s", event, error)
-        no_second = "second" in engine.names and _of_engine(engine.names["second"], engine, found) is None
+        no_second = "second" in engine.names and self._of_engine(engine.names["second"], engine, found) is None
         self._wanting = bool(wanted) or no_second
+
+    def _of_engine(
+        self, name: str, engine: EngineDescription, found: Sequence[StreamDescription]
+    ) -> StreamDescription | None:
+        """The one stream of that name on the engine's machine; None, which is said once, where there are several."""
+        fitting = [stream for stream in found if stream.name == name and stream.hostname == engine.host]
+        if len(fitting) > 1 and name not in self._doubled:
+            self._doubled.add(name)
+            logger.warning(
+                "%d streams are called %r on %r; none of them is shown until one is left. End the other program.",
+                len(fitting),
+                name,
+                engine.host,
+            )
+        elif len(fitting) == 1:
+            self._doubled.discard(name)
+        return fitting[0] if len(fitting) == 1 else None
 
     def _measure_clock(self, engine: EngineDescription) -> None:
         if self._probe is None:
@@ -654,10 +672,6 @@ class Feed:
 def _second(link: EstimateLink, history: History) -> Second:
     stamp, flags = link.newest
     return Second(link.engine, history, stamp, flags, link.latencies, link.counts)
-
-
-def _of_engine(name: str, engine: EngineDescription, found: Sequence[StreamDescription]) -> StreamDescription | None:
-    return next((s for s in found if s.name == name and s.hostname == engine.host), None)
 
 
 def _worker(name: str, step: Callable[[], None], pause_s: float) -> Worker:

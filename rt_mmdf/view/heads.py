@@ -7,15 +7,15 @@ sensors, which an engine renames and picks as they stream, and which a picture d
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from rt_mmdf.core.errors import HeadModelError, RtMmdfError
-from rt_mmdf.headmodel.cache import cache_folder
-from rt_mmdf.headmodel.head import FORWARD_FILE, HEAD_FILE, SURFACES_FILE, HeadModel, load_head
+from rt_mmdf.core.files import MAX_TOML, parse_toml, read_arrays, read_plain
+from rt_mmdf.headmodel.cache import cache_folder, check_entry
+from rt_mmdf.headmodel.head import FORWARD_FILE, HEAD_FILE, MAX_SURFACES, SURFACES_FILE, HeadModel, load_head
 from rt_mmdf.view.streams import EngineDescription
 
 TOLERANCE_MM = 0.1
@@ -105,8 +105,9 @@ def _entries(n_sources: int) -> Iterator[tuple[Path, str]]:
         return
     for folder in folders[:MAX_CANDIDATES]:
         try:
-            content = tomllib.loads((folder / HEAD_FILE).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
+            check_entry(folder)
+            content = parse_toml(read_plain(folder / HEAD_FILE, MAX_TOML))
+        except (OSError, ValueError):
             continue
         if content.get("n_sources") == n_sources:
             yield folder, str(content.get("fingerprint"))
@@ -115,11 +116,11 @@ def _entries(n_sources: int) -> Iterator[tuple[Path, str]]:
 def _same_places(folder: Path, engine: EngineDescription) -> bool:
     """Sources of a head in the cache against those of the engine, without reading its leadfield."""
     try:
-        with np.load(folder / SURFACES_FILE, allow_pickle=False) as arrays:
-            numbers = [arrays[f"{side}_source_vertices"] for side in ("lh", "rh")]
-            if not all(np.array_equal(own, told) for own, told in zip(numbers, engine.vertices, strict=True)):
-                return False
-            places = np.vstack([arrays[f"{side}_white"][own] for side, own in zip(("lh", "rh"), numbers, strict=True)])
+        arrays = read_arrays(folder / SURFACES_FILE, MAX_SURFACES, ("source_vertices", "white"))
+        numbers = [arrays[f"{side}_source_vertices"] for side in ("lh", "rh")]
+        if not all(np.array_equal(own, told) for own, told in zip(numbers, engine.vertices, strict=True)):
+            return False
+        places = np.vstack([arrays[f"{side}_white"][own] for side, own in zip(("lh", "rh"), numbers, strict=True)])
     except Exception:  # a damaged zip file can make its reader fail in any way
         return False
     return bool(np.abs(places - engine.positions_mm).max() <= TOLERANCE_MM)

@@ -285,7 +285,7 @@ class EstimateLink:
         self._ready = self._closed = False
 
     def look_for_companion(self, found: Sequence[StreamDescription]) -> None:
-        """Subscribe to the companion, where that was not done yet and it is there now; may be called from another thread.
+        """Subscribe to the companion, where that was not done yet and exactly one is there now; from any thread.
 
         Parameters
         ----------
@@ -299,15 +299,13 @@ class EstimateLink:
         if self._companion is not None:
             return
         name, host = self.engine.names["companion"], self.engine.host
-        for header in found:
-            fits = header.dtype == "float64" and header.n_channels == len(COMPANION_COLUMNS)
-            if fits and (header.name, header.hostname) == (name, host):
-                companion = self._transport.inlet(header, buffer_s=COMPANION_BUFFER_S, from_now=False)
-                if self._closed:
-                    companion.close()
-                else:
-                    self._companion = companion
-                break
+        named = [header for header in found if (header.name, header.hostname) == (name, host)]
+        if len(named) == 1 and named[0].dtype == "float64" and named[0].n_channels == len(COMPANION_COLUMNS):
+            companion = self._transport.inlet(named[0], buffer_s=COMPANION_BUFFER_S, from_now=False)
+            if self._closed:
+                companion.close()
+            else:
+                self._companion = companion
         self._pairing.expected = self._companion is not None
         self._ready = True
 

@@ -29,6 +29,7 @@ class StreamHealth:
     drift_ppm, drift_uncertainty_ppm : of what it stamps against the engine's clock: drift of its clock and error of its
         sampling rate together; uncertainties are two standard deviations
     uncertainty_ms : of the newest sample's time
+    lag_ms : of the device itself, as it is known and subtracted; lag : in words, empty where nothing is said of it
     lost, gaps : samples that never came, and the holes they left; missing : grid samples for which they were too late
     """
 
@@ -51,6 +52,8 @@ class StreamHealth:
     jitter_ms: float = NAN
     uncertainty_ms: float = NAN
     arrival_lag_ms: float = NAN
+    lag_ms: float = NAN
+    lag: str = ""
     lost: int = 0
     gaps: int = 0
     missing: int = 0
@@ -76,6 +79,7 @@ class HealthReport:
     time : seconds on the engine's clock
     streams : by modality, ``"eeg"`` and ``"meg"``
     bad_channels : names and reasons
+    device_lag : of the devices themselves, in words
     latency_ms : by stage (see `rt_mmdf.runtime.telemetry.LATENCIES`) p50, p90, p99, p99_9 and max of the newest hops
     marks : the last operator marks that the engine has heard, oldest first
     problems : why a part of the engine gives nothing (a second solver, averages, markers that are not heard), in its words
@@ -97,6 +101,7 @@ class HealthReport:
     budget_ms: float = NAN
     filter_delay_ms: float = NAN
     look_ahead_ms: float = NAN
+    device_lag: str = "unknown"
     latency_ms: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     flags: Mapping[str, int] = field(default_factory=dict)
     operators_failed: Mapping[str, str] = field(default_factory=dict)
@@ -134,6 +139,7 @@ def read_report(text: str) -> HealthReport | None:
         budget_ms=_number(get("budget_ms")),
         filter_delay_ms=_number(get("filter_delay_ms")),
         look_ahead_ms=_number(get("look_ahead_ms")),
+        device_lag=_text(get("device_lag")) or "unknown",
         latency_ms={
             stage: {key: _number(value) for key, value in _mapping(values).items()}
             for stage, values in _mapping(get("latency_ms")).items()
@@ -172,6 +178,8 @@ def _stream(value: Any) -> StreamHealth:
         jitter_ms=_number(get("jitter_ms")),
         uncertainty_ms=_number(get("uncertainty_ms")),
         arrival_lag_ms=_number(get("arrival_lag_ms")),
+        lag_ms=_number(get("lag_ms")),
+        lag=_text(get("lag_told")),
         lost=_count(counts.get("lost")),
         gaps=_count(counts.get("gaps")),
         missing=_count(get("missing")),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from datetime import datetime
 
+from rt_mmdf.acquisition.device_lag import COMMON_UNKNOWN
 from rt_mmdf.core.blocks import Flag
 from rt_mmdf.sinks.colours import readable
 from rt_mmdf.view.brain_slot import LimitsFrom
@@ -136,6 +137,10 @@ def status_figures(
         figures.append(_flags_figure(state, frame))
     if state.health is not None and state.health.modalities:
         figures.append(modalities_figure(state.health.modalities, frame))
+    if state.health is not None:
+        lag = state.health.device_lag
+        level = Level.WARN if "unknown" in lag.removesuffix(COMMON_UNKNOWN) else Level.PLAIN
+        figures.append(Figure("device time", f"lag {lag}", "lag unknown", level))
     dropped = f"{pictures_per_s:.0f} /s, {n_dropped} dropped"
     figures.append(Figure("pictures", dropped, "25 /s, 1000 dropped", Level.WARN if pictures_per_s < 20 else Level.PLAIN))
     return tuple(figures)

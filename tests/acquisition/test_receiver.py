@@ -105,7 +105,9 @@ def test_counters() -> None:
 class Unrecoverable(MemoryTransport):
     """As the network is without source ids: a pull from an outlet that is gone raises."""
 
-    def inlet(self, description: StreamDescription, *, buffer_s: float = 360.0, from_now: bool = True) -> Any:
+    def inlet(
+        self, description: StreamDescription, *, buffer_s: float = 360.0, from_now: bool = True, recover: bool = True
+    ) -> Any:
         inlet = super().inlet(description, buffer_s=buffer_s)
         pull = inlet.pull
 
@@ -136,15 +138,152 @@ def test_a_stream_without_source_id_is_found_again() -> None:
     assert receiver.description.uid != before
 
 
-def test_a_stream_that_comes_back_different_ends_the_receiver() -> None:
+ROWS = np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+SI = (ROWS[:, [0, 2]] * [1e-6, 1e-3]).astype(np.float32).T
+
+
+def come_back(seen: StreamDescription, data: np.ndarray, settings: StreamSettings = SETTINGS) -> tuple[Receiver, list[str]]:
+    """A receiver that had two samples of AMP, whose outlet then went and came back as `seen`, which sent `data`."""
+    transport, news = Unrecoverable(), []
+    outlet = transport.outlet(replace(AMP, source_id=""))
+    receiver = Receiver(transport, settings, "eeg")
+    receiver.on_news = lambda kind, text: news.append(f"{kind}: {text}")
+    outlet.push(ROWS, np.array([1.0, 2.0]))
+    receiver.step()
+    outlet.close()
+    receiver.step()
+    assert receiver.trouble is not None
+    assert receiver.trouble.kind == "stream_gone"
+    successor = transport.outlet(replace(seen, source_id=""))
+    receiver.step()
+    successor.push(data, np.array([3.0, 4.0]))
+    receiver.step()
+    return receiver, news
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 0, 1], [1, 2, 0]])
+def test_channels_that_come_back_in_another_order_keep_their_rows(order: list[int]) -> None:
+    receiver, news = come_back(replace(AMP, channels=tuple(CHANNELS[i] for i in order)), ROWS[:, order])
+    block, others = receiver.ring.read(), receiver.others.read() if receiver.others else None
+    assert block is not None
+    assert others is not None
+    np.testing.assert_array_equal(block.data, np.hstack([SI, SI]))
+    np.testing.assert_array_equal(others.data, (np.tile(ROWS[:, [1]], (2, 1)) * 1e-6).astype(np.float32).T)
+    (said,) = news
+    assert said.startswith("stream_changed: stream 'amp' is back: ")
+    assert ("another order" in said) == (order != [0, 1, 2])
+    assert receiver.trouble is None
+    assert receiver.arrivals.n_reconnected == 1
+
+
+def test_units_channels_and_rate_may_be_others_when_a_stream_comes_back() -> None:
+    settings = SETTINGS.model_copy(update={"exclude": ("Oz",), "rename": {"Cz": "C0"}, "units": None})
+    channels = (ChannelDescription("Pz", "EEG", "V"), ChannelDescription("Fz", "EEG", "mV"))
+    transport = Unrecoverable()
+    oz = (*CHANNELS, ChannelDescription("Oz", "EEG", "uV"))
+    outlet = transport.outlet(replace(AMP, channels=oz))
+    receiver = Receiver(transport, settings, "eeg")
+    assert receiver.channels.names == ("Fz", "C0")
+    news: list[str] = []
+    receiver.on_news = lambda kind, text: news.append(text)
+    outlet.close()
+    receiver.step()
+    successor = transport.outlet(replace(AMP, channels=channels, sfreq=250.0, dtype="float32"))
+    receiver.step()
+    successor.push(np.array([[9.0, 7.0]]), 3.0)
+    receiver.step()
+    block = receiver.ring.read()
+    assert block is not None
+    np.testing.assert_array_equal(block.data, np.array([[7e-3], [np.nan]], np.float32))
+    assert receiver.arrivals.n_nonfinite == 0  # what is not there is not wrong
+    (epoch,) = receiver.epochs
+    assert (epoch.first, epoch.sfreq, epoch.absent, epoch.new_clock) == (0, 250.0, frozenset({"C0"}), False)
+    for part in (
+        "250 Hz after 100 Hz",
+        "1 channels in another unit",
+        "without 1 imaged channels (C0)",
+        "1 channels more (Pz)",
+    ):
+        assert part in news[0]
+
+
+@pytest.mark.parametrize(
+    ("channels", "part"),
+    [
+        ((ChannelDescription("Fz", "EEG", "furlong"),), "furlong"),
+        ((ChannelDescription("Pz", "EEG", "uV"),), "none of the channels that are imaged"),
+    ],
+)
+def test_a_stream_that_comes_back_useless_is_left_alone_until_it_is_of_use(
+    channels: tuple[ChannelDescription, ...], part: str
+) -> None:
     transport = Unrecoverable()
     outlet = transport.outlet(replace(AMP, source_id=""))
     receiver = Receiver(transport, SETTINGS, "eeg")
     outlet.close()
     receiver.step()
-    transport.outlet(replace(AMP, source_id="", sfreq=250.0))
-    with pytest.raises(StreamDescriptionError, match="came back with 3 channels at 250 Hz"):
+    useless = transport.outlet(replace(AMP, source_id="", channels=channels))
+    for _ in range(3):
         receiver.step()
+        assert receiver.trouble is not None
+        assert receiver.trouble.kind == "stream_unusable"
+        assert part in receiver.trouble.text
+        assert not useless.has_consumers()
+    useless.close()
+    back = transport.outlet(replace(AMP, source_id=""))
+    receiver.step()
+    back.push(ROWS, np.array([1.0, 2.0]))
+    receiver.step()
+    assert (receiver.trouble, receiver.arrivals.n_received) == (None, 2)
+
+
+@pytest.mark.parametrize("gap_s", [0.4, 1.4, 20.0])
+def test_a_successor_that_the_library_joins_by_itself_is_read_by_its_own_description(gap_s: float) -> None:
+    transport = MemoryTransport()
+    assert isinstance(transport.clock, ManualClock)
+    outlet = transport.outlet(AMP)
+    receiver = Receiver(transport, SETTINGS, "eeg")
+    tapped: list[tuple[str, ...]] = []
+    receiver.taps.append(lambda description, data, stamps: tapped.append(tuple(c.name for c in description.channels)))
+    outlet.push(ROWS, np.array([1.0, 2.0]))
+    receiver.step()
+    outlet.close()
+    turned = replace(AMP, channels=CHANNELS[::-1])
+    outlet = transport.outlet(turned)  # same name, type, source id, number of channels: the library says nothing
+    if gap_s < 1.0:  # it cannot be so quick
+        outlet.close()
+        outlet = transport.outlet(AMP)
+    transport.clock.advance(gap_s)
+    data = ROWS[:, ::-1] if gap_s > 1.0 else ROWS
+    outlet.push(data, np.array([3.0, 4.0]))
+    receiver.step()
+    block = receiver.ring.read()
+    assert block is not None
+    np.testing.assert_array_equal(block.data, np.hstack([SI, SI]))
+    assert tapped[-1] == (("Cz", "EOG", "Fz") if gap_s > 1.0 else ("Fz", "EOG", "Cz"))
+
+
+def test_a_gap_in_arrival_is_a_stall_relative_to_the_usual_blocks() -> None:
+    transport = MemoryTransport()
+    assert isinstance(transport.clock, ManualClock)
+    outlet = transport.outlet(AMP)
+    receiver = Receiver(transport, SETTINGS, "eeg")
+
+    def send(gap_s: float) -> tuple[int, float]:
+        transport.clock.advance(gap_s)
+        outlet.push(ROWS, transport.clock.now() + np.array([0.0, 0.01]))
+        receiver.step()
+        return receiver.arrivals.n_stalls, receiver.arrivals.newest_stall_s
+
+    for _ in range(20):
+        assert send(0.02)[0] == 0
+    assert send(0.15)[0] == 0
+    assert send(0.25) == (1, pytest.approx(0.25))
+    for _ in range(200):
+        send(0.2)
+    before = receiver.arrivals.n_stalls
+    assert send(0.5)[0] == before  # blocks of 200 ms
+    assert send(0.7) == (before + 1, pytest.approx(0.7))
 
 
 def test_a_description_that_cannot_be_used_leaves_nothing_open() -> None:
@@ -269,18 +408,50 @@ def test_a_stream_that_vanishes_from_the_network_is_heard_again(source_id: str) 
         assert receiver.arrivals.n_received >= 2
 
 
-def test_another_source_of_the_same_name_does_not_take_the_place_of_one_that_vanished() -> None:
+@pytest.mark.parametrize("pinned", [True, False])
+def test_another_source_takes_the_place_of_one_that_vanished_unless_one_is_configured(pinned: bool) -> None:
+    transport = MemoryTransport()
+    assert isinstance(transport.clock, ManualClock)
+    outlet = transport.outlet(AMP)
+    settings = SETTINGS.model_copy(update={"source_id": "id"}) if pinned else SETTINGS
+    receiver = Receiver(transport, settings, "eeg")
+    news: list[str] = []
+    receiver.on_news = lambda kind, text: news.append(text)
+    stranger = transport.outlet(replace(AMP, source_id="somebody else"))
+    for _ in range(4):  # the first one is merely silent
+        transport.clock.advance(1.0)
+        receiver.step()
+    assert not stranger.has_consumers()
+    outlet.close()
+    for _ in range(6):
+        transport.clock.advance(1.0)
+        receiver.step()
+    stranger.push(np.zeros((1, 3)), 1.0)
+    receiver.step()
+    assert receiver.arrivals.n_received == (0 if pinned else 1)
+    if pinned:
+        assert receiver.trouble is not None
+        assert receiver.trouble.kind == "stream_gone"
+        transport.outlet(AMP).push(np.zeros((2, 3)), np.array([1.0, 2.0]))
+        receiver.step()
+        assert receiver.arrivals.n_received == 2
+    else:
+        assert "source id 'somebody else' after 'id'" in news[0]
+
+
+def test_two_strangers_are_not_guessed_from() -> None:
     transport = MemoryTransport()
     assert isinstance(transport.clock, ManualClock)
     outlet = transport.outlet(AMP)
     receiver = Receiver(transport, SETTINGS, "eeg")
     outlet.close()
-    stranger = transport.outlet(replace(AMP, source_id="somebody else"))
-    for _ in range(4):
-        transport.clock.advance(3.0)
-        stranger.push(np.zeros((1, 3)), 1.0)
+    strangers = [transport.outlet(replace(AMP, source_id=name)) for name in ("one", "two")]
+    for _ in range(6):
+        transport.clock.advance(1.0)
         receiver.step()
-    assert receiver.arrivals.n_received == 0
-    transport.outlet(AMP).push(np.zeros((2, 3)), np.array([1.0, 2.0]))
-    receiver.step()
-    assert receiver.arrivals.n_received == 2
+    assert not any(stranger.has_consumers() for stranger in strangers)
+    strangers[1].close()
+    for _ in range(3):
+        transport.clock.advance(1.0)
+        receiver.step()
+    assert strangers[0].has_consumers()

@@ -316,3 +316,61 @@ def test_a_sender_whose_clock_is_set_back_is_found_again(step_s: float) -> None:
 def test_a_stream_too_slow_for_the_look_ahead_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="at least 100 Hz"):
         aligner(50.0, 1000.0)
+
+
+@pytest.mark.parametrize("behind_s", [0.0, 0.02, 0.1])
+def test_a_sender_whose_clock_was_set_ahead_is_not_trusted(behind_s: float) -> None:
+    """Its samples come before their own time: wherever the grid meets them, it says so."""
+    ahead = Sender(EEG, 2, 500.0, 8)
+    ahead.stamps[ahead.times >= 8.0] += 1.0  # for which there is no measurement
+    hops = feed(aligner(), [ahead, Sender(MEG, 3, 1000.0, 8 - behind_s)])
+    times, flags = (np.concatenate([getattr(h.block, key) for h in hops]) for key in ("times", "flags"))
+    said = flags & np.uint32(Flag.CLOCK_UNCERTAIN | Flag.EEG_MISSING)
+    assert (said[times >= 8.0] != 0).all()
+    assert not said[(times > 6.0) & (times < 7.9)].any()
+
+
+@pytest.mark.parametrize("back_s", np.arange(1.0, 1.02, 0.002))
+def test_when_a_clock_is_set_right_the_samples_before_and_after_are_not_joined(back_s: float) -> None:
+    """The grid may have come exactly as far in what was stamped ahead as what comes now: no sample is missing then."""
+    sender = Sender(EEG, 2, 500.0, 10)
+    ahead = (sender.times >= 7.0) & (sender.times < 9.0)
+    sender.stamps[ahead] += back_s
+    hops = feed(aligner(), [sender, Sender(MEG, 3, 1000.0, 10)])
+    times, flags = (np.concatenate([getattr(h.block, key) for h in hops]) for key in ("times", "flags"))
+    after = (times > 8.9) & (times < 9.6)
+    assert (flags[after] & np.uint32(Flag.GAP)).any()
+
+
+@pytest.mark.parametrize("back", [2, 7, 20])
+@pytest.mark.parametrize("repeated", [True, False])
+def test_samples_whose_stamps_were_seen_are_repeats_only_if_they_are_the_same(back: int, repeated: bool) -> None:
+    """Twelve samples carry stamps of before. Those sent twice are dropped; of others nobody knows where they belong."""
+    sender, n = Sender(EEG, 2, 500.0, 8), 12
+    rng = np.random.default_rng(1)
+    data = rng.normal(size=(2, len(sender.times))).astype(np.float32)
+    at = np.arange(len(sender.times))
+    if repeated:
+        at = np.insert(at, 1500, np.arange(1500 - min(back, n), 1500))
+    stamps, received, done = sender.stamps[at].copy(), np.maximum.accumulate(sender.times[at]), 0
+    if not repeated:
+        stamps[1500 : 1500 + n] -= back / 500.0
+    subject, hops = aligner(), []
+    other = Sender(MEG, 3, 1000.0, 8)
+    for modality in (EEG, MEG):
+        subject.add_offset(modality, ClockOffset(5.0, 0.0, 1e-4))
+    for k in range(0, 400):
+        now = 5.0 + 0.02 * (k + 1)
+        part = slice(done, done := int(np.searchsorted(received, now)))
+        if part.stop > part.start:
+            block = RawBlock(data[:, at[part]], stamps[part], np.full(part.stop - part.start, now), part.start)
+            subject.add(EEG, block)
+        subject.add(MEG, other.block(20 * k, 20 * k + 20))
+        hops += drain(subject, now)
+    times, flags = (np.concatenate([getattr(h.block, key) for h in hops]) for key in ("times", "flags"))
+    around = (times > 7.9) & (times < 8.2)
+    holes = (flags & np.uint32(Flag.GAP)) != 0
+    assert holes[around].any() == (not repeated)
+    if not repeated:
+        assert times[around & holes][0] <= 8.0 + 0.02
+    assert not holes[(times > 6.0) & ~around].any()

@@ -29,7 +29,9 @@ class Deaf(MemoryTransport):
 class Lossy(MemoryTransport):
     """Loses every tenth sample."""
 
-    def inlet(self, description: StreamDescription, *, buffer_s: float = 360.0, from_now: bool = True) -> Inlet:
+    def inlet(
+        self, description: StreamDescription, *, buffer_s: float = 360.0, from_now: bool = True, recover: bool = True
+    ) -> Inlet:
         whole = super().inlet(description, buffer_s=buffer_s)
         pull = whole.pull
 

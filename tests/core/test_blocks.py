@@ -21,6 +21,7 @@ def test_flags_have_the_values_that_are_on_the_wire() -> None:
         "CLOCK_UNCERTAIN": 64,
         "INVALID": 128,
         "FALLBACK": 256,
+        "CHANNEL_SUSPECT": 512,
     }
     assert set(MISSING) == set(Modality)
 

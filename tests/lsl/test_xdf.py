@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import struct
+import tracemalloc
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -118,7 +121,7 @@ def test_a_file_that_ends_anywhere_reads_up_to_its_last_whole_chunk(
         )
 
 
-def test_damage_in_the_middle_is_left_to_the_reader_who_finds_the_next_boundary(tmp_path: Path) -> None:
+def test_damage_in_the_middle_is_stepped_over_to_the_next_boundary(tmp_path: Path) -> None:
     chunks = whole_file("float32", 3, [10, 20, 30], 0)[0]
     damaged = bytearray(b"".join(chunks))
     at = damaged.index(chunks[2])
@@ -127,8 +130,12 @@ def test_damage_in_the_middle_is_left_to_the_reader_who_finds_the_next_boundary(
     path = tmp_path / "a.xdf"
     path.write_bytes(bytes(damaged))
     file, contents = xdf.open_whole(path)
-    file.close()
+    with file:
+        whole = file.read()
     assert contents.n_whole == contents.n_bytes == len(damaged)
+    assert contents.n_damaged == len(damaged) - len(whole) > 0
+    (stream,) = load(whole)
+    np.testing.assert_array_equal(stream["time_stamps"], whole_file("float32", 3, [10, 20, 30], 0)[2][10:])
 
 
 def test_zeros_after_the_last_chunk_are_left_out(tmp_path: Path) -> None:
@@ -170,3 +177,151 @@ def test_lengths_at_the_edge_of_a_byte(n: int) -> None:
     text = np.array([["x" * n]], dtype=object)
     content = header + xdf.stream_header(1, described("string", 1), 0.0, {}) + xdf.samples(1, text, np.array([1.0]))
     assert load(content)[0]["time_series"] == [["x" * n]]
+
+
+# files that want harm
+
+
+def chunk(tag: int, number: int, content: bytes) -> bytes:
+    return struct.pack("<BIHI", 4, 6 + len(content), tag, number) + content
+
+
+def header(n_channels: object = 1, sfreq: object = 100, form: str = "float32", more: str = "") -> bytes:
+    return (
+        f"<info><name>a</name><type>EEG</type><channel_count>{n_channels}</channel_count><nominal_srate>{sfreq}"
+        f"</nominal_srate><channel_format>{form}</channel_format><desc/>{more}</info>"
+    ).encode()
+
+
+def opened(path: Path, *chunks: bytes, packed: bool = False) -> tuple[bytes, xdf.Contents]:
+    """What a reader sees of a file of these chunks."""
+    content = xdf.file_header({}) + b"".join(chunks)
+    path.write_bytes(gzip.compress(content) if packed else content)
+    file, contents = xdf.open_whole(path)
+    with file:
+        return file.read(), contents
+
+
+LAUGHS = "".join(f'<!ENTITY l{i} "{f"&l{i - 1};" * 10}">' for i in range(1, 10))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (f'<!DOCTYPE info [<!ENTITY l0 "ha">{LAUGHS}]><info>&l9;</info>'.encode(), "declares a document type"),
+        (b'<!DOCTYPE info SYSTEM "file:///etc/passwd"><info/>', "declares a document type"),
+        (b'<!DOCTYPE info [<!ENTITY x SYSTEM "file:///etc/passwd">]><info>&x;</info>', "declares a document type"),
+        (header(more="<a>" * 40 + "</a>" * 40), "more than 32 elements deep"),
+        (header(more="<a/>" * (xdf.MAX_ELEMENTS + 1)), f"more than {xdf.MAX_ELEMENTS} of them"),
+        (header()[:-3], "its XML is damaged"),
+        (header(n_channels=0), "1 to 65536 channels"),
+        (header(n_channels=2**31), "1 to 65536 channels"),
+        (header(n_channels="9" * 5000), "1 to 65536 channels"),
+        (header(sfreq="nan"), "0 to 1e[+]06 Hz"),
+        (header(sfreq=-1), "0 to 1e[+]06 Hz"),
+        (header(form="object"), "one of int8"),
+        (header(form="\u202eobject"), r"channel_format 'object'"),
+    ],
+)
+def test_headers_that_no_reader_should_be_given_are_refused(tmp_path: Path, content: bytes, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        opened(tmp_path / "a.xdf", chunk(2, 1, content))
+
+
+def test_footers_and_file_headers_with_entities_are_not_seen(tmp_path: Path) -> None:
+    laughs = f'<!DOCTYPE info [<!ENTITY l0 "ha">{LAUGHS}]><info>&l9;</info>'.encode()
+    seen, contents = opened(tmp_path / "a.xdf", chunk(2, 1, header()), chunk(6, 1, laughs), xdf._chunk(1, laughs))
+    assert b"DOCTYPE" not in seen
+    assert contents.n_damaged > 0
+
+
+def count(n: int) -> bytes:
+    return b"\x08" + struct.pack("<Q", n)
+
+
+@pytest.mark.parametrize(
+    ("form", "content"),
+    [
+        ("float32", count(2**62)),
+        ("float32", count(2**40) + bytes(1000)),
+        ("int8", count(10**9) + bytes(10_000)),
+        ("string", count(10**8) + bytes(10_000)),
+        ("string", count(1) + b"\x00\x08" + struct.pack("<Q", 2**62)),
+        ("string", count(2) + b"\x00\x01\x05abc\x00\x01"),
+        ("float32", count(1) + b"\x00" + bytes(5)),
+        ("float32", count(1) + b"\x07" + bytes(12)),
+        ("float32", b"\x03\x00\x00\x00"),
+        ("float32", b""),
+    ],
+)
+def test_counts_and_lengths_are_not_believed(tmp_path: Path, form: str, content: bytes) -> None:
+    """pyxdf makes room for as many samples as a chunk says it has: such chunks are not seen."""
+    sound = xdf.samples(1, np.ones((3, 1), np.float32) if form == "float32" else np.ones((3, 1), np.int8), np.arange(3.0))
+    sound = xdf.samples(1, np.full((3, 1), "x", object), np.arange(3.0)) if form == "string" else sound
+    chunks = (chunk(2, 1, header(form=form)), chunk(3, 1, content), sound)
+    tracemalloc.start()
+    try:
+        seen, contents = opened(tmp_path / "a.xdf", *chunks)
+        (stream,) = load(seen)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 8e6 + 64 * (tmp_path / "a.xdf").stat().st_size
+    assert list(stream["time_stamps"]) == [0.0, 1.0, 2.0]
+    assert contents.n_damaged == len(chunks[1])
+
+
+def test_samples_without_stamps_and_with_some_are_seen(tmp_path: Path) -> None:
+    body = count(3) + b"\x08" + struct.pack("<df", 5.0, 1.0) + (b"\x00" + struct.pack("<f", 2.0)) * 2
+    seen, _ = opened(tmp_path / "a.xdf", chunk(2, 1, header()), chunk(3, 1, body), chunk(3, 1, count(0)))
+    assert load(seen)[0]["time_stamps"].tolist() == pytest.approx([5.0, 5.01, 5.02])
+
+
+def test_chunks_of_no_stream_and_second_headers(tmp_path: Path) -> None:
+    orphan = xdf.samples(9, np.ones((3, 1), np.float32), np.arange(3.0))
+    early = xdf.samples(1, np.ones((3, 1), np.float32), np.arange(3.0))
+    seen, _ = opened(tmp_path / "a.xdf", orphan, early, chunk(2, 1, header()))
+    assert len(load(seen)[0]["time_stamps"]) == 0
+    with pytest.raises(ValueError, match="has another header before"):
+        opened(tmp_path / "a.xdf", chunk(2, 1, header()), chunk(2, 1, header(n_channels=2)))
+    with pytest.raises(ValueError, match="beyond the first 256"):
+        opened(tmp_path / "a.xdf", *(chunk(2, i, header()) for i in range(257)))
+
+
+def test_clocks_that_jump_all_the_time_are_refused(tmp_path: Path) -> None:
+    """pyxdf fits each part between two jumps anew, for 30 to 40 ms: 9 s for a file of 20 kB with 800 measurements."""
+    jumps = [xdf.clock_offset(1, ClockOffset(float(i % 2), 0.0, 0.0)) for i in range(300)]
+    with pytest.raises(ValueError, match="its clock jumps more than 100 times"):
+        opened(tmp_path / "a.xdf", chunk(2, 1, header()), *jumps)
+    odd = xdf.clock_offset(1, ClockOffset(float("nan"), 0.0, 0.0))
+    seen, contents = opened(tmp_path / "a.xdf", chunk(2, 1, header()), odd, *jumps[:50])
+    assert (load(seen)[0]["clock_times"], contents.n_damaged) == ([float(i % 2) for i in range(50)], len(odd))
+
+
+def test_only_streams_that_are_wanted_are_seen(tmp_path: Path) -> None:
+    chunks = [chunk(2, i, header()) + xdf.samples(i, np.ones((2, 1), np.float32), np.arange(2.0)) for i in (1, 2)]
+    opened(tmp_path / "a.xdf", *chunks)
+    file, _ = xdf.open_whole(tmp_path / "a.xdf", lambda headers: [2])
+    with file:
+        assert file.read() == xdf.MAGIC + chunks[1]
+
+
+def test_packed_files_unpack_to_what_they_may_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chunks = [chunk(2, 1, header()), xdf.samples(1, np.ones((2, 1), np.float32), np.arange(2.0))]
+    plain, _ = opened(tmp_path / "a.xdf", *chunks)
+    assert opened(tmp_path / "a.xdfz", *chunks, packed=True)[0] == plain
+    monkeypatch.setattr(xdf, "_FREE_BYTES", 1 << 16)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="unpacks to more than"):
+            opened(tmp_path / "b.xdfz", *chunks, bytes(1 << 24), packed=True)
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: xdf.read_xml("<a>x<b/>y</a>", "here"), lambda: xdf.read_xml(b"<a>x<b/>y</a>", "here")]
+)
+def test_xml_reads_as_the_standard_library_reads_it(make: Callable[[], Any]) -> None:
+    element = make()
+    assert (element.tag, element.text, element[0].tag, element[0].tail) == ("a", "x", "b", "y")

@@ -17,6 +17,7 @@ from rt_mmdf.preprocessing.bad_channels import BadChannels, BadChannelSettings
 from rt_mmdf.preprocessing.decimate import Decimate
 from rt_mmdf.preprocessing.filters import BandPassSettings, CausalFilter, FilterSettings, NotchSettings
 from rt_mmdf.preprocessing.finite import ReplaceNonfinite
+from rt_mmdf.preprocessing.suspect_channels import SuspectChannels, SuspectSettings
 from rt_mmdf.preprocessing.whitening import OperatorKey, OperatorSwitch, Whitening
 from rt_mmdf.solvers.interface import Operator, Whitener
 
@@ -67,6 +68,7 @@ STAGES: dict[str, Callable[[], Callable[[SensorBlock], SensorBlock]]] = {
     "finite": ReplaceNonfinite,
     "decimate": lambda: Decimate(3, SFREQ, 10.0),
     "bad_channels": lambda: BadChannels(BadChannelSettings(bin_s=0.2, n_unmark=2), SFREQ, fixed=["C3"]),
+    "suspect_channels": lambda: SuspectChannels(SuspectSettings(ratio=5.0), SFREQ, hold=20),
     "whitening": lambda: whitened_block(whitening()),
 }
 
@@ -142,7 +144,7 @@ def test_output_does_not_depend_on_the_cuts(name: str, data: st.DataObject, cuts
         at += o.n_times
 
 
-@pytest.mark.parametrize("name", ["filter", "finite", "decimate", "bad_channels"])
+@pytest.mark.parametrize("name", ["filter", "finite", "decimate", "bad_channels", "suspect_channels"])
 @settings(max_examples=10, deadline=None)
 @given(data=st.data())
 def test_a_reset_stage_is_as_new(name: str, data: st.DataObject) -> None:

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from rt_mmdf.core.errors import WorkerFailed
-from rt_mmdf.runtime.worker import Worker
+from rt_mmdf.runtime.worker import Restarts, Worker
 
 
 def test_works_in_a_thread_of_its_own_until_stopped() -> None:
@@ -95,3 +95,42 @@ def test_a_worker_that_was_never_started_can_be_stopped() -> None:
     worker = Worker("idle", lambda: None)
     worker.stop()
     worker.check()
+
+
+def test_a_worker_with_restarts_goes_on_and_ends_at_one_error_too_many() -> None:
+    told, ended, tries, ordered = [], threading.Event(), [], []
+
+    def step() -> None:
+        tries.append(1)
+        if len(tries) != 2:
+            raise ZeroDivisionError(f"try {len(tries)}")
+
+    worker = Worker("divider", step, on_failure=ended.set)
+    worker.restarts = Restarts(
+        lambda name, error: told.append(f"{name}: {error}"), limit=3, first_wait_s=0.0, before=lambda: ordered.append(1)
+    )
+    worker.start()
+    assert ended.wait(10.0)
+    assert told == ["divider: try 1", "divider: try 3", "divider: try 4"]
+    assert (len(tries), len(ordered)) == (5, 3)
+    with pytest.raises(WorkerFailed, match="try 5"):
+        worker.stop()
+
+
+def test_a_fatal_error_ends_a_worker_at_once_and_a_stop_ends_the_wait() -> None:
+    ended, waiting = threading.Event(), threading.Event()
+
+    def step() -> None:
+        raise KeyError("no")
+
+    fatal = Worker("one", step, on_failure=ended.set)
+    fatal.restarts = Restarts(lambda name, error: None, fatal=(LookupError,))
+    fatal.start()
+    assert ended.wait(10.0)
+    patient = Worker("two", step)
+    patient.restarts = Restarts(lambda name, error: waiting.set(), first_wait_s=60.0, longest_wait_s=60.0)
+    patient.start()
+    assert waiting.wait(10.0)
+    patient.stop(10.0)  # and nothing is raised: it was going on
+    with pytest.raises(WorkerFailed):
+        fatal.stop()

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import shutil
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import mne
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 
 from rt_mmdf.core.channels import ChannelType
-from rt_mmdf.core.errors import ArtefactError
+from rt_mmdf.core.errors import ArtefactError, HeadModelError
 from rt_mmdf.headmodel.head import HeadModel
 from rt_mmdf.headmodel.noise import ad_hoc_noise_cov
 from rt_mmdf.headmodel.whitener import make_whitener
 from rt_mmdf.networks.build import build_network
 from rt_mmdf.networks.interface import SourceNetwork
+from rt_mmdf.solvers import artefact as artefacts
 from rt_mmdf.solvers.artefact import Artefact, find_model, known_models, load_artefact, replace_card, save_artefact
 from rt_mmdf.solvers.forward_arrays import forward_arrays
 
@@ -151,6 +156,101 @@ def test_what_is_wrong_with_it_is_said(copy: Path, file: str, harm: Callable[[Pa
     harm(copy / file)
     with pytest.raises(ArtefactError, match=message):
         load_artefact(copy)
+
+
+def rewritten(folder: Path, *place: str, value: Any) -> None:
+    """Another value in the manifest, and its digest made right, as whoever means harm would."""
+    content = tomllib.loads((folder / "manifest.toml").read_text())
+    content.pop("digest")
+    inner = content
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    text = artefacts._manifest_text(content).replace(b"= NaN", b"= nan").replace(b"= Infinity", b"= inf")  # JSON's, TOML's
+    (folder / "manifest.toml").write_bytes(text)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (("name",), "../../evil", r"name '\.\./\.\./evil'"),
+        (("name",), "a\x1b[2J", "say what cannot be"),
+        (("name",), ["a"], "say what cannot be"),
+        (("files",), 5, "was changed or cut off"),
+        (("files",), ["weights.safetensors"], "was changed or cut off"),
+        (("files", "../manifest.toml"), "0", "only files in the folder itself"),
+        (("files", "/etc/passwd"), "0", "only files in the folder itself"),
+        (("files", ".."), "0", "only files in the folder itself"),
+        (("files", "a\x00b"), "0", "only files in the folder itself"),
+        (("files", "CARD.md"), 7, "CARD.md has SHA-256"),
+        (("versions",), "1", "cannot be understood"),
+        (("input",), [], "cannot be understood"),
+        (("input", "ch_names"), "abc", "cannot be understood"),
+        (("input", "window_sfreq"), float("nan"), "rates and limits"),
+        (("input", "low_hz"), "1", "cannot be understood"),
+        (("network", "n_times"), 10**9, "a window of 1000000000 samples"),
+        (("network", "n_times"), float("inf"), "cannot be understood"),
+        (("sources", "n_sources"), 7, "positions of shape"),
+        (("head",), 3, "cannot be understood"),
+    ],
+)
+def test_a_manifest_that_says_what_cannot_be_is_refused_though_its_digest_is_right(
+    copy: Path, place: tuple[str, ...], value: Any, message: str
+) -> None:
+    rewritten(copy, *place, value=value)
+    with pytest.raises(ArtefactError, match=message) as caught:
+        load_artefact(copy)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("file", "arrays", "message"),
+    [
+        ("head.safetensors", {"sketch": np.float64(1)}, "cannot be understood"),
+        ("head.safetensors", {"sketch": np.ones((366, 3)), "positions_mm": np.ones((1284, 3))}, "sketch of shape"),
+        ("head.safetensors", {"sketch": np.ones((366, 8)), "positions_mm": np.ones((1284, 2))}, "positions of shape"),
+        ("head.safetensors", {"sketch": np.ones((366, 8)), "positions_mm": np.full((1284, 3), np.nan)}, "positions that"),
+        ("weights.safetensors", {"a": np.array([np.inf], np.float32)}, "weights that are no finite numbers"),
+    ],
+)
+def test_arrays_that_cannot_be_are_refused_though_their_hash_is_right(
+    copy: Path, file: str, arrays: dict[str, Any], message: str
+) -> None:
+    data = safetensors.numpy.save({key: np.asarray(values) for key, values in arrays.items()})
+    (copy / file).write_bytes(data)
+    rewritten(copy, "files", file, value=hashlib.sha256(data).hexdigest())
+    with pytest.raises(ArtefactError, match=message):
+        load_artefact(copy)
+
+
+def link(path: Path) -> None:
+    shutil.move(path, path.with_suffix(".real"))
+    path.symlink_to(path.with_suffix(".real"))
+
+
+def endless(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("/dev/zero")
+
+
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize("harm", [link, endless, pipe])
+@pytest.mark.parametrize("file", ["weights.safetensors", "CARD.md", "manifest.toml"])
+def test_only_plain_files_are_read(copy: Path, file: str, harm: Callable[[Path], None]) -> None:
+    harm(copy / file)
+    with pytest.raises(ArtefactError, match=f"{file} cannot be read"):
+        load_artefact(copy)
+
+
+@pytest.mark.parametrize("recipe", [{}, {"sensors": "a"}, {"sensors": "a + b", "conductivity": 3}])
+def test_a_recipe_that_cannot_be_is_refused(copy: Path, recipe: dict[str, Any]) -> None:
+    rewritten(copy, "head", "recipe", value=recipe)
+    with pytest.raises(HeadModelError, match="its recipe cannot be understood"):
+        load_artefact(copy).load_head()
 
 
 def test_a_text_may_be_added_to_the_card_and_is_then_part_of_it(copy: Path) -> None:

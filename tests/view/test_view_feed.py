@@ -619,3 +619,29 @@ def _wait(done: Callable[[], bool]) -> None:
             return
         pause.wait(0.01)
     raise AssertionError("not within 10 s")
+
+
+def test_a_second_stream_of_the_engines_machine_is_not_taken_for_its_own(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
+    engine = PublishingEngine(lab.there)
+    false_health = lab.there.outlet(replace(engine.health.stream, source_id="another"))
+    lab.run(engine, 0.1)
+    engine.health.publish({"hops": 5})
+    state = lab.run(engine, 0.2)
+    assert state.status is Status.LIVE
+    assert state.health is None
+    assert caplog.text.count("2 streams are called 'e-health' on 'lab'") == 1
+    false_health.close()
+    lab.run(engine, 6.0)  # it looks again
+    engine.health.publish({"hops": 6})
+    health = lab.run(engine, 0.2).health
+    assert health is not None
+    assert health.hops == 6
+
+
+def test_with_two_companions_nobody_knows_what_is_wrong_and_that_is_said(lab: Lab) -> None:
+    engine = PublishingEngine(lab.there)
+    companion = lab.here.describe(lab.here.resolve(name="e-sources-companion")[0])
+    lab.there.outlet(replace(companion, source_id="another"))
+    state = lab.run(engine, 2.0)
+    assert not state.has_companion
+    assert "its companion stream is not there" in state.problem

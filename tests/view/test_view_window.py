@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PySide6.QtCore import QPoint, QRect, Qt
 from PySide6.QtTest import QTest
-from PySide6.QtWidgets import QToolBar, QWidget
+from PySide6.QtWidgets import QLabel, QToolBar, QWidget
 from pytestqt.qtbot import QtBot
 
 from rt_mmdf.core.blocks import Flag
@@ -537,3 +537,32 @@ def test_headless_without_an_engine_is_a_plain_error(lab: Lab, qtbot: QtBot) -> 
     with lab.feed, pytest.raises(StreamNotFound, match="no estimate to show within 1 s"):
         run_view(ViewSettings(headless=lab.folder / "a.png", wait_s=1.0), lab.here, lab.feed, store=lab.store)
     assert list(lab.folder.glob("*.png")) == []
+
+
+EVIL = "<img src='x'><b>x</b> &amp; \x1b[2J\u202e"
+
+
+def test_texts_of_the_network_are_never_read_as_html(lab: Lab, qtbot: QtBot) -> None:
+    """Names, solver, unit, problems and notes: plain in each label, escaped where a label or a tool tip reads HTML."""
+    window = lab.open(qtbot)
+    engine = PublishingEngine(
+        lab.there, "e", sources_of(lab.head), sfreq=200.0, solver=EVIL, unit="<i>u</i>", more=LISTENS | {"head/name": EVIL}
+    )
+    lab.run(engine, 0.3)
+    lab.until_brain(qtbot)
+    stream = {"name": EVIL, "hostname": EVIL, "sfreq": 1.0}
+    marks = {"newest": [{"stamp": lab.there.clock.now(), "received": lab.there.clock.now(), "text": EVIL, "host": EVIL}]}
+    told = {"hops": 1, "solver": EVIL, "streams": {"eeg": stream}, "bad_channels": {EVIL: EVIL}, "marks": marks}
+    engine.health.publish(told | {"operators_failed": {EVIL: EVIL}, "average": {"problem": EVIL}})
+    lab.run(engine, 0.3)
+    assert lab.feed.state().health is not None
+    QTest.keyClick(window, Qt.Key.Key_H)
+    lab.look()
+    for label in window.findChildren(QLabel):
+        if label.textFormat() is not Qt.TextFormat.PlainText:
+            assert "<img" not in label.text()
+            assert "<b>x</b>" not in label.text()
+    assert "&lt;img" in window.side.health.html
+    tips = [widget.toolTip() for widget in window.findChildren(QWidget) if widget.toolTip()]
+    assert any("&lt;i&gt;u" in tip or "&lt;img" in tip for tip in tips), tips
+    assert not any("<img" in tip or "<i>" in tip for tip in tips)

@@ -30,6 +30,7 @@ import numpy as np
 import psutil
 from engine import CHUNK, HOP_MS, MODALITIES, SFREQ, latencies_ms, write_recording
 from machine import machine
+from trend import slope_per_hour
 
 BUDGET_MS = 20.0
 START_LIMIT_S = 60.0
@@ -237,15 +238,11 @@ def watch(turns: Turns, seconds: float) -> dict[str, object]:
     half = table[table[:, 0] > min(120.0, seconds / 2)]  # the minute of history is full
     result: dict[str, object] = {"seconds": seconds, "threads": threads, "views": turns.views}
     for column, name in enumerate(watched, start=1):
-        slope, residual = np.polyfit(half[:, 0] / 3600, half[:, column], 1, full=True)[:2]
-        error = np.sqrt(
-            float(residual[0]) / max(len(half) - 2, 1) / np.square(half[:, 0] / 3600 - half[:, 0].mean() / 3600).sum()
-        )
         result[f"{name}_rss_mb"] = {
             "full": round(float(half[0, column]), 1),
             "end": round(float(half[-1, column]), 1),
             "largest": round(float(table[:, column].max()), 1),
-            "slope_per_hour": [round(float(slope[0] + k * error), 2) for k in (-1.96, 0.0, 1.96)],
+            "slope_per_hour": slope_per_hour(half[:, 0], half[:, column]),
         }
     return result | {"every_s": SAMPLE_S, "rss_mb": table.round(1)[:: max(1, len(table) // 120)].tolist()}
 

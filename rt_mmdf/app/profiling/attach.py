@@ -18,6 +18,7 @@ from rt_mmdf.app.profiling.load import Load, LoadSample
 from rt_mmdf.app.profiling.rows import Row, physics_of
 from rt_mmdf.core.blocks import StageStamps
 from rt_mmdf.core.errors import StreamAmbiguous, StreamDescriptionError, StreamError, StreamNotFound
+from rt_mmdf.lsl.description import clean_label
 from rt_mmdf.lsl.interface import ClockOffset, OffsetProbe, StreamDescription, Transport
 from rt_mmdf.sinks.estimates import COMPANION_COLUMNS
 
@@ -30,6 +31,7 @@ BACKLOG_S = 0.5  # what liblsl hands over at first has waited, and is left out
 SILENT_S = 5.0  # without an estimate, so long
 SPARE_HOPS = 1000
 HEALTH_BYTES = 1 << 20  # longer texts are not ours
+MAX_HOPS = 5_000_000  # 14 hours at 10 ms; each takes about a hundred bytes
 NUMBERS = ("engine/hop_ms", "engine/budget_ms", "estimate/sfreq_before_reduction", "estimate/decimation", "filter/delay_ms")
 
 
@@ -65,8 +67,14 @@ def attach(
     found = _companion(name, transport)
     described = _numbers(found)
     health_name = found.extra.get("streams/health", f"{name}-health")
-    hop_s = described["engine/hop_ms"] * 1e-3
-    log = HopLog(math.ceil(seconds / hop_s) + SPARE_HOPS)
+    n_hops = seconds / (described["engine/hop_ms"] * 1e-3)
+    if n_hops > MAX_HOPS:
+        raise StreamDescriptionError(
+            f"profile --attach {name}: {found.name!r} on {found.hostname!r} says engine/hop_ms = "
+            f"{described['engine/hop_ms']:g}, which makes more than {MAX_HOPS:,} hops in {seconds:g} s. Listen for a "
+            "shorter time."
+        )
+    log = HopLog(math.ceil(n_hops) + SPARE_HOPS)
     reports: list[dict[str, Any]] = []
     clock = _EngineClock()
     with ExitStack() as stack:
@@ -74,7 +82,8 @@ def attach(
         stack.callback(probe.close)
         _measure_first(probe, clock, transport, keep_waiting)
         texts = transport.resolve(name=health_name, type="Health", timeout_s=1.0)
-        health = transport.inlet(texts[0]) if texts else None
+        texts = [stream for stream in texts if stream.hostname == found.hostname]
+        health = transport.inlet(texts[0]) if len(texts) == 1 else None  # of several nobody knows which is the engine's
         if health is not None:
             stack.callback(health.close)
         companion = transport.inlet(found)
@@ -225,8 +234,11 @@ def _texts(texts: NDArray[np.generic]) -> list[dict[str, Any]]:
 
 
 def _number(value: object) -> float | None:
-    known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if known else None  # type: ignore[arg-type]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    with suppress(OverflowError):  # JSON has whole numbers of any length
+        return float(value) if math.isfinite(value) else None
+    return None
 
 
 def _row(
@@ -293,6 +305,7 @@ def _row(
             filter_delay_ms=described["filter/delay_ms"] if math.isfinite(described["filter/delay_ms"]) else None,
             window_ms=None,
             times=times,
+            device_lag=clean_label(str(newest.get("device_lag", "unknown")), 200),
         ),
         overhead={"note_us": None, "cores": own_cores, "cores_at_1000_hops": None},
         complete_hops=decimation <= hop_samples,

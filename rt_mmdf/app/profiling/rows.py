@@ -170,6 +170,7 @@ def physics_of(
     filter_delay_ms: float | None,
     window_ms: float | None,
     times: HopTimes,
+    device_lag: str = "unknown",
 ) -> dict[str, Any]:
     """Delays that are there whatever the computer does; None for what is not known.
 
@@ -180,6 +181,7 @@ def physics_of(
     filter_delay_ms : group delay of the filters in the middle of their band
     window_ms : how far back the solver looks; no delay, since the newest samples are imaged
     times : to measure from the last sample of a hop to when the hop could exist
+    device_lag : of the amplifiers, in words; a lag that is known is in `sample_to_intended_ms`
     """
     exists = times.latency_ms("age") - times.latency_ms("lateness")
     return {
@@ -189,5 +191,5 @@ def physics_of(
         "sample_to_intended_ms": figures_of(exists)["mean"],
         "filter_delay_ms": filter_delay_ms,
         "window_ms": window_ms,
-        "device_lag": "unknown",
+        "device_lag": device_lag,
     }

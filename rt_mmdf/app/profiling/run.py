@@ -17,6 +17,7 @@ import mne
 import numpy as np
 from pydantic import Field
 
+from rt_mmdf.acquisition.device_lag import tell_lags
 from rt_mmdf.acquisition.recording import read_recording
 from rt_mmdf.app.imaging import Progress
 from rt_mmdf.app.profiling.hops import INVALID, HopLog, HopTimes, cost_of_noting
@@ -323,6 +324,7 @@ def _measure(
             filter_delay_ms=session.filter_delay_ms,
             window_ms=1e3 * engine.chain.imager.window_length / engine.sfreq,
             times=counted,
+            device_lag=tell_lags(intake.lags),
         ),
         overhead={
             "note_us": 1e6 * cost_s,

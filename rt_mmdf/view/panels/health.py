@@ -41,6 +41,9 @@ def stream_rows(streams: Sequence[StreamHealth]) -> list[tuple[str, list[Cell]]]
     def figure(value: float, form: str) -> str:
         return form.format(value).replace("-", "−") if math.isfinite(value) else "–"
 
+    def lag(stream: StreamHealth) -> Cell:
+        return stream.lag or "unknown", plain if math.isfinite(stream.lag_ms) else Level.WARN
+
     def count(value: int) -> Cell:
         return f"{value:,}".replace(",", "\u2009"), bad if value else plain
 
@@ -58,6 +61,7 @@ def stream_rows(streams: Sequence[StreamHealth]) -> list[tuple[str, list[Cell]]]
         ("clock offset", [(figure(stream.offset_s * 1e3, "{:.3f} ms"), plain) for stream in streams]),
         ("clock drift", [(figure(stream.drift_ppm, "{:+.1f} ppm"), plain) for stream in streams]),
         ("time known to", [(figure(stream.uncertainty_ms, "±{:.3f} ms"), plain) for stream in streams]),
+        ("device lag", [lag(stream) for stream in streams]),
         ("jitter", [(figure(stream.jitter_ms, "{:.2f} ms"), plain) for stream in streams]),
         ("gaps", [count(stream.gaps) for stream in streams]),
         ("lost samples", [count(stream.lost) for stream in streams]),

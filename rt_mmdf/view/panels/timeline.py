@@ -28,6 +28,7 @@ STRETCHES = (
     (Flag.SETTLING, "filters settling"),
     (Flag.OPERATOR_PENDING, "operator pending"),
     (Flag.CLOCK_UNCERTAIN, "clock uncertain"),
+    (Flag.CHANNEL_SUSPECT, "channel suspect"),
     (Flag.FALLBACK, "fallback solver"),
 )
 SERIOUS = Flag.INVALID | Flag.MEG_MISSING | Flag.EEG_MISSING

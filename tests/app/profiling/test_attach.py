@@ -11,7 +11,7 @@ import mne
 import numpy as np
 import pytest
 
-from rt_mmdf.app.profiling.attach import attach
+from rt_mmdf.app.profiling.attach import NUMBERS, _number, attach
 from rt_mmdf.app.profiling.hops import HopLog
 from rt_mmdf.app.profiling.report import json_report, render
 from rt_mmdf.app.profiling.rows import Row
@@ -178,3 +178,17 @@ def test_nonsense_in_the_streams_is_passed_over() -> None:
     np.testing.assert_allclose(row.times.latency_ms("lateness"), 5.0, atol=1e-6)
     assert row.load.samples == []
     assert render([row]) is not None
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400), float("nan"), float("inf"), True, "1", None, [], {}])
+def test_what_is_no_number_in_a_report_is_unknown(value: object) -> None:
+    assert _number(value) is None
+
+
+def test_hops_that_would_take_all_memory_are_refused() -> None:
+    transport = MemoryTransport(ManualClock(5.0))
+    channels = tuple(ChannelDescription(name) for name in COMPANION_COLUMNS)
+    extra = dict.fromkeys(NUMBERS, "1") | {"engine/name": "rt_mmdf", "engine/hop_ms": "1e-9"}
+    transport.outlet(StreamDescription("a-sources-companion", "Companion", "", 0.0, "float64", channels, extra))
+    with pytest.raises(StreamDescriptionError, match=r"engine/hop_ms = 1e-09, which makes more than 5,000,000 hops"):
+        attach("a", transport, 10.0)
