@@ -647,5 +647,7 @@ def _temporal_components(now: Tensor, window: Tensor | None, basis: Tensor) -> t
 
 
 def _denoised(now: Tensor, components: Tensor, trust: Tensor) -> Tensor:
-    inside = torch.einsum("nk,nkr->nr", now, components.expand(len(now), -1, -1))
-    return torch.einsum("nr,nkr->nk", inside * trust, components.expand(len(now), -1, -1))
+    if len(components) == 1:  # one window for all of them: two products
+        return ((now @ components[0]) * trust) @ components[0].T
+    inside = torch.einsum("nk,nkr->nr", now, components)
+    return torch.einsum("nr,nkr->nk", inside * trust, components)
