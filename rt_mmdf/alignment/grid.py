@@ -145,9 +145,9 @@ class _Lane:
         self.succeeds = False  # it is not the stream that the session began with
         self.paired = False  # samples grid, of a lane that succeeds another: `shift` is known
 
-    def succeeded_by(self, sfreq: float, settings: AlignmentSettings, grid_sfreq: float, new_clock: bool) -> _Lane:
+    def succeeded_by(self, spec: StreamSpec, settings: AlignmentSettings, grid_sfreq: float, new_clock: bool) -> _Lane:
         """What goes on in its place, with nothing of its samples; what was counted stays counted."""
-        lane = _Lane(replace(self.spec, sfreq=sfreq), settings, grid_sfreq, self.map.keeps_all)
+        lane = _Lane(spec, settings, grid_sfreq, self.map.keeps_all)
         lane.timeline.counts, lane.grid_missing, lane.first_stamp = self.timeline.counts, self.grid_missing, self.first_stamp
         lane.map.steps, lane.clock.steps, lane.absent, lane.succeeds = self.map.steps, self.clock.steps, self.absent, True
         if not new_clock:
@@ -428,7 +428,7 @@ class Aligner:
         if lane.fault:
             if block.received[-1] < lane.retry_at:
                 return
-            lane = self._succeed(lane, lane.spec.sfreq, new_clock=False)
+            lane = self._succeed(lane, lane.spec, new_clock=False)
         lane.add(block)
 
     def renew(
@@ -450,9 +450,9 @@ class Aligner:
         lag : the device's own lag and two standard deviations of it, seconds; None: as before
         """
         lane = self._lane(modality)
-        other_device = lag is not None and lag != (lane.spec.lag_s, lane.spec.lag_uncertainty_s)
+        spec = replace(lane.spec, sfreq=sfreq)
         if lag is not None:
-            lane.spec = replace(lane.spec, lag_s=lag[0], lag_uncertainty_s=lag[1])
+            spec = replace(spec, lag_s=lag[0], lag_uncertainty_s=lag[1])
         if self.settings.grid == "samples" and sfreq != self.sfreq:
             lane.set_aside(
                 f"the {modality.upper()} stream came back with {sfreq:g} Hz; alignment.grid = 'samples' needs "
@@ -460,17 +460,17 @@ class Aligner:
             )
             lane.retry_at = math.inf
             return
-        if new_clock or other_device or sfreq != lane.spec.sfreq or lane.fault:
+        if new_clock or spec != lane.spec or lane.fault:
             try:
-                lane = self._succeed(lane, sfreq, new_clock)
+                lane = self._succeed(lane, spec, new_clock)
             except (ConfigurationError, MemoryError) as error:
                 lane.set_aside(f"the {modality.upper()} stream came back with {sfreq:g} Hz, which cannot be used: {error}")
                 lane.retry_at = math.inf
         lane.absent = absent
 
-    def _succeed(self, lane: _Lane, sfreq: float, new_clock: bool) -> _Lane:
+    def _succeed(self, lane: _Lane, spec: StreamSpec, new_clock: bool) -> _Lane:
         at = self._lanes.index(lane)
-        self._lanes[at] = lane.succeeded_by(sfreq, self.settings, self.sfreq, new_clock)
+        self._lanes[at] = lane.succeeded_by(spec, self.settings, self.sfreq, new_clock)
         self._device_delay = max(lane.device_delay for lane in self._lanes)
         return self._lanes[at]
 

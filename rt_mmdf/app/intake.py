@@ -170,8 +170,7 @@ class Intake:
             return workers
 
         def look() -> None:
-            for news in doubles.look():
-                logger.warning("%s", news.text)
+            doubles.look()
             worker.pause(INTERVAL_S)
 
         worker = Worker("doubles", look, wake.ring)

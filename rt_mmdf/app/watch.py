@@ -26,6 +26,9 @@ FUTURE_MS = 50.0
 FEW_HANDLES = 16
 LITTLE_MEMORY = 256 << 20
 
+AWAKE_S = 1.0
+"""After a suspension the receivers first make sure whom they hear: meanwhile nobody stalls."""
+
 COUNTED = {
     "gaps": ("gap", "{n} holes in its time stamps"),
     "duplicates": ("duplicate_stamps", "{n} samples left out, whose time stamps had come before"),
@@ -38,11 +41,11 @@ COUNTED = {
 class Watch:
     """What has begun and what is over, of everything that a session knows of itself.
 
-    The kinds: ``stall``, ``late``, ``stream_gone``, ``stream_unusable``, ``stream_changed``, ``gap``, ``clock_step``,
-    ``drift``, ``future_stamps``, ``duplicate_stamps``, ``backward_stamps``, ``bad_stamps``, ``nonfinite``,
-    ``bad_channels`` of a stream; ``skipped_hops``, ``missed_deadlines``, ``solver``, ``fallback``, ``backend``,
-    ``operators``, ``overwritten`` of the engine; ``worker`` (a thread raised, and goes on or not), ``disk``, ``suspended``,
-    ``file_handles``, ``memory`` of the process.
+    The kinds, of a stream: ``stall``, ``late``, ``stream_gone``, ``stream_unusable``, ``stream_changed``, ``gap``,
+    ``clock_step``, ``double``, ``drift``, ``future_stamps``, ``unaligned``, ``duplicate_stamps``, ``backward_stamps``,
+    ``bad_stamps``, ``nonfinite``, ``bad_channels``; of the engine: ``skipped_hops``, ``missed_deadlines``, ``solver``,
+    ``fallback``, ``backend``, ``operators``, ``overwritten``, ``publish``; of what is written: ``disk``, ``not_recorded``;
+    of the process: ``worker`` (a thread raised, and goes on or not), ``suspended``, ``file_handles``, ``memory``.
 
     Parameters
     ----------
@@ -67,7 +70,7 @@ class Watch:
         self._slow_looked = -math.inf
         self._stalls: dict[Modality, int] = {}
         self._bads: dict[str, str] = {}
-        self._had_estimates = False
+        self._doubles: dict[Modality, int] = {}
 
     def begin_anew(self) -> None:
         """Nobody has looked for a while; that is no suspension."""
@@ -78,7 +81,7 @@ class Watch:
         """Once; cheap, and may be called from one thread only."""
         now = self._now()
         if self._suspension is not None and (held := self._suspension.look()) > 0:
-            self._awake_since = now
+            self._awake_since = now + AWAKE_S
             self._incidents.note(
                 "suspended",
                 "process",
@@ -88,6 +91,7 @@ class Watch:
             )
         for modality, receiver in self._session.intake.receivers.items():
             self._look_at_stream(modality, receiver, now)
+            self._look_at_doubles(modality, receiver)
         self._look_at_stamps()
         self._look_at_channels()
         self._look_at_engine()
@@ -132,6 +136,15 @@ class Watch:
         self._growing.look(
             "nonfinite", modality, arrivals.n_nonfinite, "{n} samples with NaN or infinity; these are replaced"
         )
+
+    def _look_at_doubles(self, modality: Modality, receiver: Receiver) -> None:
+        doubles = self._session.intake.doubles
+        if doubles is not None and (others := doubles.found[receiver.label]).n != self._doubles.get(modality, 0):
+            self._doubles[modality] = others.n
+            if others.n:
+                self._incidents.update("double", modality, others.text, others.n)
+            else:
+                self._incidents.end("double", modality, f"stream {receiver.description.name!r} is the only one of its name")
 
     def _look_at_stamps(self) -> None:
         aligner, late_ms = self._session.intake.aligner, self._session.settings.alignment.late_ms

@@ -23,7 +23,7 @@ from typing import Any, Literal
 import numpy as np
 from mne_lsl.lsl import StreamInfo, StreamInlet, StreamOutlet, local_clock
 from mne_lsl.lsl._utils import handle_error
-from mne_lsl.lsl.constants import fmt2pull_chunk, fmt2pull_sample, fmt2push_chunk_n, fmt2push_sample
+from mne_lsl.lsl.constants import fmt2pull_chunk, fmt2pull_sample, fmt2push_chunk_n, fmt2push_sample, idx2fmt
 from mne_lsl.lsl.load_liblsl import lib
 from mne_lsl.lsl.stream_info import _BaseStreamInfo
 from numpy.typing import NDArray
@@ -402,7 +402,14 @@ class _Node:
 def _resolve(ask: Any, wait_s: float) -> list[_BaseStreamInfo]:
     buffer = (ctypes.c_void_p * _MAX_FOUND)()
     n_found = ask(buffer, ctypes.c_double(wait_s))
-    return [_BaseStreamInfo(buffer[i]) for i in range(max(0, n_found))]
+    infos = []
+    for handle in map(ctypes.c_void_p, buffer[: max(0, n_found)]):
+        # anybody can answer; liblsl hands on what is no header, without a format, and mne-lsl raises KeyError for it
+        if lib.lsl_get_channel_format(handle) in idx2fmt:
+            infos.append(_BaseStreamInfo(handle.value))
+        else:
+            lib.lsl_destroy_streaminfo(handle)
+    return infos
 
 
 def _bound_info(description: StreamDescription) -> _BaseStreamInfo:
@@ -414,6 +421,7 @@ def _bound_info(description: StreamDescription) -> _BaseStreamInfo:
             "returned can be opened"
         )
     found = _resolve(lambda buffer, wait_s: lib.lsl_resolve_byprop(buffer, _MAX_FOUND, b"uid", uid, 1, wait_s), 2.0)
+    found = [info for info in found if _who(_header(info)) == _who(description)]  # anybody can answer for a uid
     if not found:
         raise StreamNotFound(
             f"stream {description.name!r} on {description.hostname!r}: it was on offer and is gone. Start the sending "
@@ -422,12 +430,21 @@ def _bound_info(description: StreamDescription) -> _BaseStreamInfo:
     return found[0]
 
 
+def _who(stream: StreamDescription) -> tuple[str, ...]:
+    return stream.name, stream.type, stream.source_id, stream.hostname
+
+
 def _open(info: _BaseStreamInfo, buffer_s: int, recover: bool = True) -> StreamInlet:
     try:
         return StreamInlet(info, max_buffered=buffer_s, recover=recover)
     except UnicodeDecodeError as error:  # mne-lsl reads name and type strictly
         raise StreamDescriptionError(
             f"stream {_header(info).name!r}: its name or type is not UTF-8 ({error}). Correct it in the sending program."
+        ) from error
+    except RuntimeError as error:  # of another version of the protocol, for example
+        raise StreamDescriptionError(
+            f"stream {_header(info).name!r}: liblsl cannot subscribe to it ({error}; {_last_error()}). Use one version of "
+            "liblsl on all machines."
         ) from error
 
 

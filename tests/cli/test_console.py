@@ -78,7 +78,7 @@ def test_live_tables_and_bars_write_no_sequences_but_their_own() -> None:
 def test_a_model_may_have_any_name_in_the_status(console: PlainConsole) -> None:
     latency = {"p50": 1.0, "p99": 1.0, "max": 1.0}
     status: dict[str, Any] = {
-        "streams": {"eeg": {"name": EVIL, "sfreq": 1.0, "age_s": 0.0}},
+        "streams": {"eeg": {"name": EVIL, "sfreq": 1.0, "age_s": 0.0, "lag_ms": None, "lag_against": None}},
         "latency_ms": {"lateness": latency},
         "solver": EVIL,
         "bad_channels": {EVIL: EVIL},
@@ -89,7 +89,9 @@ def test_a_model_may_have_any_name_in_the_status(console: PlainConsole) -> None:
     } | dict.fromkeys(
         ("n_channels", "n_sources", "running_s", "estimates", "hops", "missed_deadlines", "budget_ms", "look_ahead_ms"), 1
     )
-    status |= {"filter_delay_ms": 1.0, "cpu_cores": 1.0, "rss_mb": 1.0}
+    lasting = [{"kind": "stall", "subject": EVIL}]
+    status |= {"filter_delay_ms": 1.0, "cpu_cores": 1.0, "rss_mb": 1.0, "device_lag": EVIL}
+    status |= {"incidents": {"n_lasting": 1, "lasting": lasting, "newest": [], "counts": {}}}
     console.print(status_table(status))
     assert is_harmless(written(console))
 

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from uuid import uuid4
 
 import numpy as np
@@ -87,3 +93,59 @@ def test_a_source_estimate_of_5124_channels_goes_through() -> None:
             while sum(map(len, got)) < 3 and time.monotonic() < deadline:
                 got.append(inlet.pull(0.2)[0])
     np.testing.assert_array_equal(np.vstack(got), data)
+
+
+ASK = """
+from rt_mmdf.lsl.network import NetworkTransport
+from rt_mmdf.lsl.interface import ChannelDescription, StreamDescription
+transport = NetworkTransport()
+own = StreamDescription("own", "EEG", "id", 10.0, "float32", (ChannelDescription("a"),), {})
+with transport.outlet(own):
+    found = transport.resolve(timeout_s=4.0)
+    print(all(stream.uid for stream in found), [stream.name for stream in transport.resolve(name="own", timeout_s=4.0)])
+"""
+
+
+def test_answers_that_are_no_headers_are_left_out(tmp_path: Path) -> None:
+    """One datagram of nonsense in answer to a question, and mne-lsl raised KeyError in everybody who had asked."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+        stranger.bind(("127.0.0.1", 0))
+        stranger.settimeout(0.2)
+        # on a port of their own, so that nobody else on this machine hears the nonsense
+        config = Path(os.environ["LSLAPICFG"]).read_text(encoding="utf-8")
+        port = stranger.getsockname()[1]
+        config = config.replace("[ports]", f"[ports]\nMulticastPort = {port}").replace("239.255.172.215, ", "")
+        (tmp_path / "lsl.cfg").write_text(config, encoding="utf-8")
+        asking = subprocess.Popen(
+            [sys.executable, "-c", ASK],
+            env=os.environ | {"LSLAPICFG": str(tmp_path / "lsl.cfg")},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        n_answered = 0
+        while asking.poll() is None:
+            try:
+                question, (host, _) = stranger.recvfrom(1 << 16)
+            except TimeoutError:
+                continue
+            lines = question.decode().split("\r\n")
+            if lines[0] == "LSL:shortinfo":
+                back, number = lines[2].split()
+                for content in (b"garbage", b"<?xml version='1.0'?><info><name>x</name>", b"<info/>"):
+                    stranger.sendto(number.encode() + b"\r\n" + content, (host, int(back)))
+                    n_answered += 1
+        said, complaint = asking.communicate()
+    assert n_answered > 0
+    assert said.strip() == "True ['own']", complaint
+
+
+@pytest.mark.parametrize("changed", [{"name": "x"}, {"type": "x"}, {"source_id": "x"}, {"hostname": "elsewhere"}])
+def test_a_uid_alone_opens_nothing(changed: dict[str, str]) -> None:
+    """Who answers for the uid of a stream must say that it is that stream."""
+    transport, name = NetworkTransport(), uuid4().hex
+    with transport.outlet(StreamDescription(name, "EEG", name, 10.0, "float32", (ChannelDescription("a"),), {})):
+        (found,) = transport.resolve(name=name, timeout_s=LIMIT_S)
+        transport.inlet(found).close()
+        with pytest.raises(StreamNotFound, match="it was on offer and is gone"):
+            transport.inlet(replace(found, **changed))

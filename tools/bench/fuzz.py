@@ -155,7 +155,10 @@ def main() -> int:
     if given.child is not None:
         child(given.child, given.engine, given.seconds, given.report)
         return 0
-    figures = {name: run(name, given.engine, given.seconds) for name in given.target or load_targets()}
+    figures: dict[str, dict[str, Any]] = {}
+    if given.target and given.report is not None and given.report.is_file():  # what is not run now keeps its figures
+        figures = json.loads(given.report.read_text(encoding="utf-8"))["targets"]
+    figures |= {name: run(name, given.engine, given.seconds) for name in given.target or load_targets()}
     result = {
         "engine": given.engine,
         "version": importlib.metadata.version(given.engine),
