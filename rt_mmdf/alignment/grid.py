@@ -145,9 +145,9 @@ class _Lane:
         self.succeeds = False  # it is not the stream that the session began with
         self.paired = False  # samples grid, of a lane that succeeds another: `shift` is known
 
-    def succeeded_by(self, sfreq: float, settings: AlignmentSettings, grid_sfreq: float, new_clock: bool) -> _Lane:
+    def succeeded_by(self, spec: StreamSpec, settings: AlignmentSettings, grid_sfreq: float, new_clock: bool) -> _Lane:
         """What goes on in its place, with nothing of its samples; what was counted stays counted."""
-        lane = _Lane(replace(self.spec, sfreq=sfreq), settings, grid_sfreq, self.map.keeps_all)
+        lane = _Lane(spec, settings, grid_sfreq, self.map.keeps_all)
         lane.timeline.counts, lane.grid_missing, lane.first_stamp = self.timeline.counts, self.grid_missing, self.first_stamp
         lane.map.steps, lane.clock.steps, lane.absent, lane.succeeds = self.map.steps, self.clock.steps, self.absent, True
         if not new_clock:
@@ -428,10 +428,18 @@ class Aligner:
         if lane.fault:
             if block.received[-1] < lane.retry_at:
                 return
-            lane = self._succeed(lane, lane.spec.sfreq, new_clock=False)
+            lane = self._succeed(lane, lane.spec, new_clock=False)
         lane.add(block)
 
-    def renew(self, modality: Modality, sfreq: float, absent: frozenset[str], *, new_clock: bool) -> None:
+    def renew(
+        self,
+        modality: Modality,
+        sfreq: float,
+        absent: frozenset[str],
+        *,
+        new_clock: bool,
+        lag: tuple[float, float] | None = None,
+    ) -> None:
         """The stream has come back as another one; to be told between its last old and its first new sample.
 
         Parameters
@@ -439,8 +447,12 @@ class Aligner:
         sfreq : its nominal rate now, Hz; with the grid of samples any other than that of the grid leaves it missing
         absent : channels that it does not have now: NaN comes for them, and they are bad
         new_clock : its stamps are those of another machine
+        lag : the device's own lag and two standard deviations of it, seconds; None: as before
         """
         lane = self._lane(modality)
+        spec = replace(lane.spec, sfreq=sfreq)
+        if lag is not None:
+            spec = replace(spec, lag_s=lag[0], lag_uncertainty_s=lag[1])
         if self.settings.grid == "samples" and sfreq != self.sfreq:
             lane.set_aside(
                 f"the {modality.upper()} stream came back with {sfreq:g} Hz; alignment.grid = 'samples' needs "
@@ -448,17 +460,18 @@ class Aligner:
             )
             lane.retry_at = math.inf
             return
-        if new_clock or sfreq != lane.spec.sfreq or lane.fault:
+        if new_clock or spec != lane.spec or lane.fault:
             try:
-                lane = self._succeed(lane, sfreq, new_clock)
+                lane = self._succeed(lane, spec, new_clock)
             except (ConfigurationError, MemoryError) as error:
                 lane.set_aside(f"the {modality.upper()} stream came back with {sfreq:g} Hz, which cannot be used: {error}")
                 lane.retry_at = math.inf
         lane.absent = absent
 
-    def _succeed(self, lane: _Lane, sfreq: float, new_clock: bool) -> _Lane:
+    def _succeed(self, lane: _Lane, spec: StreamSpec, new_clock: bool) -> _Lane:
         at = self._lanes.index(lane)
-        self._lanes[at] = lane.succeeded_by(sfreq, self.settings, self.sfreq, new_clock)
+        self._lanes[at] = lane.succeeded_by(spec, self.settings, self.sfreq, new_clock)
+        self._device_delay = max(lane.device_delay for lane in self._lanes)
         return self._lanes[at]
 
     @property

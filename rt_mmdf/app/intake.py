@@ -110,23 +110,8 @@ class Intake:
         self._rows = {m: _rows_of(receiver.channels, m, channels) for m, receiver in receivers.items()}
         self._in_use = {m: receiver for m, receiver in receivers.items() if len(self._rows[m])}
         self.lags = {m: lag_of(receiver.settings, receiver.description) for m, receiver in receivers.items()}
-        for m, lag in self.lags.items():
-            if lag.problem:
-                logger.warning(
-                    "acquisition.%s.lag_ms is not used, so the lag of this device is unknown: it was %s. Measure it anew "
-                    "(rt-mmdf calibrate --sync), or delete lag_device where it is the same device under another name.",
-                    m,
-                    lag.problem,
-                )
-            if (drift := receivers[m].settings.lag_drift_ppm) is not None and lag.lag_ms is not None:
-                logger.warning(
-                    "acquisition.%s: its lag drifted by %+.0f ppm (%+.1f ms a minute) while it was measured, so lag_ms = %g "
-                    "held at that time only. Correct its stamps, or do without them: stamps = 'arrival'.",
-                    m,
-                    drift,
-                    drift * 0.06,
-                    lag.lag_ms,
-                )
+        for m in self.lags:
+            self._warn_of_lag(m)
         specs = [
             StreamSpec(
                 m,
@@ -134,7 +119,7 @@ class Intake:
                 receiver.sfreq,
                 receiver.settings.stamps,
                 lag_s=self.lags[m].seconds,
-                lag_uncertainty_s=1e-3 * (self.lags[m].lag_uncertainty_ms or 0.0),
+                lag_uncertainty_s=self.lags[m].uncertainty_s,
             )
             for m, receiver in self._in_use.items()
         ]
@@ -204,7 +189,7 @@ class Intake:
                 continue
             for part in self._split(receiver, block):
                 if isinstance(part, Epoch):
-                    self.aligner.renew(modality, part.sfreq, part.absent, new_clock=part.new_clock)
+                    self._renew(modality, receiver, part)
                 else:
                     self.overwritten += part.lost
                     self.aligner.add(modality, self._wanted(modality, part))
@@ -215,6 +200,35 @@ class Intake:
             following = self.aligner.advance(self._clock.now())
             yield hop, following is None
             hop = following
+
+    def _renew(self, modality: Modality, receiver: Receiver, epoch: Epoch) -> None:
+        """The stream has come back, perhaps from another device: with another lag, or one that nobody knows."""
+        lag = lag_of(receiver.settings, receiver.description)
+        if lag != self.lags[modality]:
+            self.lags[modality] = lag
+            self._warn_of_lag(modality)
+        self.aligner.renew(
+            modality, epoch.sfreq, epoch.absent, new_clock=epoch.new_clock, lag=(lag.seconds, lag.uncertainty_s)
+        )
+
+    def _warn_of_lag(self, modality: Modality) -> None:
+        lag, drift = self.lags[modality], self.receivers[modality].settings.lag_drift_ppm
+        if lag.problem:
+            logger.warning(
+                "acquisition.%s.lag_ms is not used, so the lag of this device is unknown: it was %s. Measure it anew "
+                "(rt-mmdf calibrate --sync), or delete lag_device where it is the same device under another name.",
+                modality,
+                lag.problem,
+            )
+        if drift is not None and lag.lag_ms is not None:
+            logger.warning(
+                "acquisition.%s: its lag drifted by %+.0f ppm (%+.1f ms a minute) while it was measured, so lag_ms = %g "
+                "held at that time only. Correct its stamps, or do without them: stamps = 'arrival'.",
+                modality,
+                drift,
+                drift * 0.06,
+                lag.lag_ms,
+            )
 
     @staticmethod
     def _split(receiver: Receiver, block: RawBlock | None) -> Iterator[RawBlock | Epoch]:

@@ -148,9 +148,7 @@ class Session:
                 settings, transport, self.imaging.channels, self._wake, self._resources, keep_map=keep_map
             )
             self.engine = Engine(settings, self.intake, self.imaging, self.operators.switch, self._clock, self.fallback)
-            self.engine.outlive_failures(
-                lambda error: self.incidents.failed("solver", "engine", error, "a hop was not imaged")
-            )
+            self.engine.outlive_failures(lambda error: self.incidents.trace("solver", "engine", error))
             self.intake.aligner.on_error = lambda modality, error: self.incidents.failed(
                 "unaligned", modality, error, "its samples are left out for a while"
             )

@@ -108,6 +108,7 @@ def test_live_is_the_network_offline_and_says_its_name(
     assert card["model"]["weights_sha256"] == artefact.weights_sha256
     assert card["model"]["backend"] == {"name": backend, "precision": "fp32", "device": "cpu", "fallen_back": None}
     status = session.status()["model"]
+    assert status["window_backend"] == (card["model"]["backend"] if kind == "fusion" else None)
     n_windows = 0 if kind == "mmdf" else -(-data.shape[1] // refresh)
     assert (status["windows"], status["late_windows"], status["lag_ms"]) == (n_windows, 0, 12.0 if n_windows else 0.0)
     described = session.outlets.streams[0]
@@ -409,7 +410,9 @@ def test_a_device_that_fails_gives_way_to_the_processor_and_is_told(
     estimates: list[SourceEstimate] = []
     session = other.session(content, on_estimate=estimates.append)
     calls["left"] = 20
+    other.looks.append(lambda seconds: session.watch.look())
     other.run(session)
+    assert session.incidents.counts["backend"] == 1
     data, flags = joined(estimates)
     np.testing.assert_allclose(data, expected, rtol=1e-5, atol=1e-6 * np.abs(expected).max())
     assert not (flags & np.uint32(Flag.INVALID)).any()
@@ -422,7 +425,17 @@ def test_a_device_that_fails_gives_way_to_the_processor_and_is_told(
     third = type(lab)()
     third.publish_recording(sensors)
     calls["left"] = 10**9
-    session = third.session({**content, "solver": {"model": str(models / kind), "backend": "torch-cuda"}})
+    asked = {**content, "solver": {"model": str(models / kind), "backend": "torch-cuda"}}
+    session = third.session(asked, on_estimate=(estimates := []).append)
     calls["left"] = 20
-    with pytest.raises(SolverError, match="unspecified launch failure"):
-        third.run(session)
+    third.looks.append(lambda seconds: session.watch.look())
+    third.run(session)
+    data, flags = joined(estimates)
+    assert session.engine.counts.failed > 10
+    failed = (flags & np.uint32(Flag.INVALID)) != 0
+    assert np.isnan(data[:, failed]).all()
+    assert np.flatnonzero(failed)[0] > 10
+    assert failed[-40:].all()
+    assert session.status()["model"]["backend"]["name"] == "torch-cuda"
+    (told,) = [one for one in session.incidents.status()["newest"] if one["kind"] == "solver"]
+    assert "unspecified launch failure" in told["detail"]
