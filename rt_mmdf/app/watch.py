@@ -26,6 +26,9 @@ FUTURE_MS = 50.0
 FEW_HANDLES = 16
 LITTLE_MEMORY = 256 << 20
 
+AWAKE_S = 1.0
+"""After a suspension the receivers first make sure whom they hear: meanwhile nobody stalls."""
+
 COUNTED = {
     "gaps": ("gap", "{n} holes in its time stamps"),
     "duplicates": ("duplicate_stamps", "{n} samples left out, whose time stamps had come before"),
@@ -68,7 +71,6 @@ class Watch:
         self._stalls: dict[Modality, int] = {}
         self._bads: dict[str, str] = {}
         self._doubles: dict[Modality, int] = {}
-        self._had_estimates = False
 
     def begin_anew(self) -> None:
         """Nobody has looked for a while; that is no suspension."""
@@ -79,7 +81,7 @@ class Watch:
         """Once; cheap, and may be called from one thread only."""
         now = self._now()
         if self._suspension is not None and (held := self._suspension.look()) > 0:
-            self._awake_since = now
+            self._awake_since = now + AWAKE_S
             self._incidents.note(
                 "suspended",
                 "process",

@@ -83,6 +83,8 @@ class HealthReport:
     latency_ms : by stage (see `rt_mmdf.runtime.telemetry.LATENCIES`) p50, p90, p99, p99_9 and max of the newest hops
     marks : the last operator marks that the engine has heard, oldest first
     problems : why a part of the engine gives nothing (a second solver, averages, markers that are not heard), in its words
+    lasting : incidents that go on, each its kind and what it concerns
+    n_incidents : of all kinds since the start
     """
 
     time: float = NAN
@@ -107,6 +109,8 @@ class HealthReport:
     operators_failed: Mapping[str, str] = field(default_factory=dict)
     marks: tuple[HeardMark, ...] = ()
     problems: tuple[str, ...] = ()
+    lasting: tuple[str, ...] = ()
+    n_incidents: int = 0
     cpu_cores: float = NAN
     rss_mb: float = NAN
 
@@ -148,6 +152,8 @@ def read_report(text: str) -> HealthReport | None:
         operators_failed={key: _text(value) for key, value in _mapping(get("operators_failed")).items()},
         marks=_marks(get("marks")),
         problems=_problems(content),
+        lasting=_lasting(get("incidents")),
+        n_incidents=sum(_count(value) for value in _mapping(_mapping(get("incidents")).get("counts")).values()),
         cpu_cores=_number(get("cpu_cores")),
         rss_mb=_number(get("rss_mb")),
     )
@@ -224,6 +230,16 @@ def _marks(value: Any) -> tuple[HeardMark, ...]:
         if isinstance(m, dict)
     ]
     return tuple(mark for mark in read if math.isfinite(mark.stamp) and math.isfinite(mark.received))
+
+
+def _lasting(value: Any) -> tuple[str, ...]:
+    lasting = _mapping(value).get("lasting")
+    entries = lasting[-MAX_ENTRIES:] if isinstance(lasting, list) else []
+    return tuple(
+        f"{_text(one.get('kind'), MAX_NAME)} {_text(one.get('subject'), MAX_NAME)}".strip()
+        for one in entries
+        if isinstance(one, dict)
+    )
 
 
 def _problems(content: Mapping[str, Any]) -> tuple[str, ...]:

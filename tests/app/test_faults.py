@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +21,9 @@ from rt_mmdf.core.errors import SolverError, WorkerFailed
 from rt_mmdf.headmodel.head import HeadModel
 from rt_mmdf.lsl.interface import ChannelDescription, StreamDescription
 from rt_mmdf.lsl.memory import ManualClock, MemoryTransport
+from rt_mmdf.runtime.mailbox import Signal
 from rt_mmdf.runtime.suspension import Suspension
+from rt_mmdf.sinks.recording import XdfFile
 from rt_mmdf.solvers.network import NetworkSolver
 
 Lab = Any  # the fixture's class lives in conftest.py
@@ -531,6 +535,40 @@ def test_a_stage_that_raises_costs_its_hop(bench: Any, monkeypatch: pytest.Monke
     assert np.diff(times) == pytest.approx(1 / SFREQ, rel=1e-6)
 
 
+def test_a_disk_that_is_full_for_a_while_is_told_and_costs_nothing(
+    bench: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    live, full = bench(output={"record": {"file": str(tmp_path / "whole.xdf")}}), [False]
+    recorder, append, pause = live.session.recorder, XdfFile.append, Signal()
+    assert recorder is not None
+
+    def append_or_raise(self: XdfFile, chunks: bytes) -> None:
+        if full[0]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        append(self, chunks)
+
+    def until_writing(wanted: bool) -> None:
+        for _ in range(400):  # its thread lives in true time
+            if recorder.status()["writing"] == wanted:
+                return
+            live.run(STEP_S)
+            pause.wait(0.05)
+        raise AssertionError(recorder.status())
+
+    monkeypatch.setattr(XdfFile, "append", append_or_raise)
+    full[0] = True
+    until_writing(False)
+    assert "No space left" in live.until_told("disk", "recording", 0.1)["detail"]
+    check_whole(live.run(1.0))
+    full[0] = False
+    until_writing(True)
+    assert live.until_told("disk", "recording", 0.1, ended=True)["detail"] == "the recording is written again"
+    recorder.close()
+    samples = recorder.status()["samples"]
+    assert [samples["eeg"], samples["meg"]] == [live.eeg.n_sent, live.meg.n_sent]
+    assert "not_recorded" not in live.session.incidents.counts
+
+
 def test_a_suspension_is_told_and_is_no_stall_of_the_streams(bench: Any) -> None:
     live = bench()
     held = [0.0]
@@ -572,8 +610,6 @@ def test_workers_that_die_are_told_and_go_on(
         if name != "health":
             monkeypatch.setattr(owner, method, once(name, getattr(owner, method)))
     monkeypatch.setattr("rt_mmdf.app.session.Watch.look", once("health", lambda self: None))
-    from rt_mmdf.runtime.mailbox import Signal
-
     pause = Signal()
     session.start()
     try:
@@ -592,8 +628,6 @@ def test_workers_that_die_are_told_and_go_on(
 def test_the_engine_ends_after_one_error_too_many(
     lab: Lab, content: dict[str, Any], template_head_ico3: HeadModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rt_mmdf.runtime.mailbox import Signal
-
     live, ended = Bench(lab, content, template_head_ico3), Signal()
 
     def broken() -> Any:

@@ -184,7 +184,8 @@ def test_health_is_read_within_bounds() -> None:
         '"rate_error_ppm": -1, "counts": {"lost": 3, "gaps": null}}, "emg": {}},'
         '"bad_channels": {"E1": "flat", "E2": 7}, "latency_ms": {"age": {"p50": 3.5, "max": null}},'
         '"marks": {"newest": [{"stamp": 1.5, "received": 2, "text": "spike", "host": "h"}, 7, {"stamp": "x"}]},'
-        '"average": {"problem": null, "markers": {"problem": "no stream"}}}'
+        '"average": {"problem": null, "markers": {"problem": "no stream"}},'
+        '"incidents": {"counts": {"stall": 2, "gap": -1}, "lasting": [{"kind": "stall", "subject": "\\u001beeg"}, 3]}}'
     )
     assert isinstance(report, HealthReport)
     assert (report.hops, report.missed_deadlines, report.budget_ms) == (12, 0, 20.0)
@@ -196,6 +197,7 @@ def test_health_is_read_within_bounds() -> None:
     assert report.latency_ms["age"]["p50"] == 3.5
     assert [(mark.stamp, mark.text) for mark in report.marks] == [(1.5, "spike")]
     assert report.problems == ("markers: no stream",)
+    assert (report.n_incidents, report.lasting) == (2, ("stall eeg",))
 
 
 @given(text=st.text(max_size=200))

@@ -93,6 +93,9 @@ def engine_rows(report: HealthReport) -> list[tuple[str, Cell]]:
         ("filter delay", (f"{report.filter_delay_ms:.0f} ms" if math.isfinite(report.filter_delay_ms) else "–", plain)),
         ("load", (f"{report.cpu_cores:.2f} cores, {report.rss_mb:.0f} MB" if report.rss_mb > 0 else "–", plain)),
     ]
+    if report.n_incidents:
+        told = f"{report.n_incidents} so far" + (f"; now {', '.join(report.lasting[:MAX_LISTED])}" if report.lasting else "")
+        rows.append(("incidents", (told, warn if report.lasting else plain)))
     if report.operators_failed:
         failed = ", ".join(f"without {key}: {why}" for key, why in list(report.operators_failed.items())[:MAX_LISTED])
         rows.append(("not imaged", (failed, bad)))
