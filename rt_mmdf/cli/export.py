@@ -46,7 +46,7 @@ def export(
     for compared in done.compared:
         OUT.print(_table(compared.backends, f"Against double precision, {compared.source} samples", "ms for 10"))
         if compared.window_backends:
-            title = f"Estimates from windows on, {compared.source}: relative L2 of the median window"
+            title = f"Estimates from windows on, {compared.source}: three quarters of them"
             OUT.print(_table(compared.window_backends, title, "ms a window"))
         _say_more(compared)
     _say(f"Exported: {done.part}.")

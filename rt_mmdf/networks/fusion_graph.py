@@ -44,8 +44,8 @@ from rt_mmdf.networks.mesh import CoarseMesh
 INT64 = 7  # ONNX's number
 CONDITION = 1e5
 """Ratio of the eigenvalues' bound to the smallest eigenvalue up to which `inverse_by_products` is exact to rounding. A prior
-cannot ask for much more: its noise is at least about e^-9 of the power of its peaks, whatever the window. Windows of 0 to
-20 dB of the model that ships: at most 8.6e3."""
+cannot ask for much more: its noise is at least about e^-9 of the power of its peaks, whatever the window. Windows of the
+model that ships, 0 to 60 dB: at most 9.6e3 (tests/solvers/test_windows.py)."""
 OPERANDS = ("atoms", "nodes", "ground", "regularised", "eeg", "meg", "node_of", "members", "weight", "neighbours", "regions")
 """Of the module and the graph, in this order."""
 

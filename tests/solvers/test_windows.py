@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from rt_mmdf.backends.accuracy import Accuracy, trial_windows, window_limits
+from rt_mmdf.backends.accuracy import WINDOW_LIMITS, Accuracy, trial_windows, window_limits
 from rt_mmdf.backends.choice import Programs, tried_runner
 from rt_mmdf.backends.interface import Runner
 from rt_mmdf.backends.onnxruntime_backend import OnnxRuntimeRunner
@@ -19,8 +19,9 @@ from rt_mmdf.headmodel.head import HeadModel
 from rt_mmdf.headmodel.noise import ad_hoc_noise_cov
 from rt_mmdf.headmodel.whitener import make_whitener
 from rt_mmdf.networks.build import build_network
-from rt_mmdf.networks.fusion_graph import WindowModule
-from rt_mmdf.solvers.artefact import Artefact, save_artefact
+from rt_mmdf.networks.fusion import by_cholesky
+from rt_mmdf.networks.fusion_graph import CONDITION, WindowModule, inverse_by_products
+from rt_mmdf.solvers.artefact import Artefact, find_model, load_artefact, save_artefact
 from rt_mmdf.solvers.forward_arrays import forward_arrays
 from rt_mmdf.solvers.network import TrainedNetwork
 from rt_mmdf.solvers.windows import EstimateRunner
@@ -180,3 +181,35 @@ def test_nobody_is_held_to_more_than_torch_keeps_to() -> None:
     assert Accuracy(9e-2, 0.85, 12.0).beyond(window_limits(loose)) is None
     assert Accuracy(0.2, 0.85, 12.0).beyond(window_limits(loose)) is not None
     assert loose.beyond(window_limits(loose)) is None
+
+
+@pytest.mark.slow
+def test_the_shipped_model_asks_for_conditions_that_products_invert() -> None:
+    pytest.importorskip("onnxruntime")
+    artefact = load_artefact(find_model("fusion"))
+    head = artefact.load_head()
+    model = TrainedNetwork(artefact, head, head.channels, artefact.noise_cov, artefact.projs, sfreq=1000.0, refresh_ms=100.0)
+    fitted = model.fit()
+    windows = trial_windows(fitted.arrays.leadfield, fitted.arrays.used, 12, artefact.n_times)
+    bounds = []
+
+    def watched(matrices: torch.Tensor) -> torch.Tensor:
+        values = torch.linalg.eigvalsh(matrices[0].double())
+        norms = matrices[0].norm(), matrices[0].abs().sum(dim=1).max()
+        bounds.append(float(min(norms) / values[0]))
+        exact = torch.linalg.inv(matrices.double())
+        off = (inverse_by_products(matrices).double() - exact).norm() / exact.norm()
+        assert off < 1e-3
+        return by_cholesky(matrices)
+
+    with torch.inference_mode():
+        for gain in (1.0, 10.0, 100.0):  # up to 60 dB
+            for window in torch.from_numpy(gain * windows)[:, None]:
+                reduced = model.network.reduce(window[:, :, -1], window, fitted.prepared)
+                model.network.look(reduced, fitted.prepared.for_windows, watched)
+    assert max(bounds) < CONDITION / 2
+    found = model.window_trial(fitted, windows)
+    assert found is not None
+    accuracy = tried_runner(*found, "onnxruntime", "fp32")[1].accuracy
+    assert accuracy is not None
+    assert accuracy.beyond(WINDOW_LIMITS) is None
