@@ -68,7 +68,8 @@ def costing(monkeypatch: pytest.MonkeyPatch, lab: Lab) -> Callable[..., None]:
 
 def with_model(content: dict[str, Any], models: Path, kind: str = "mmdf", **budget: Any) -> dict[str, Any]:
     plain = {key: value for key, value in content.items() if key != "head"}
-    return plain | {"solver": {"model": str(models / kind), "refresh_ms": 200}, "budget": budget}
+    # one backend, whichever is faster in this moment: what is compared bit for bit must not depend on that
+    return plain | {"solver": {"model": str(models / kind), "refresh_ms": 200, "backend": "torch"}, "budget": budget}
 
 
 # before the start
