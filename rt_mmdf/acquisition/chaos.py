@@ -85,9 +85,7 @@ BAD_CHANNELS = frozenset({
     FaultKind.DISCONNECTED_CHANNELS,
     FaultKind.LOST_CHANNELS,
 })  # fmt: skip
-UNKNOWN_TO_SESSIONS = frozenset({FaultKind.VANISH_SOURCE, FaultKind.VANISH_RATE, FaultKind.VANISH_ORDER})
-"""A session does not go on with a stream that comes back like this; drawn only where asked for."""
-DRAWN = tuple(kind for kind in FaultKind if kind not in UNKNOWN_TO_SESSIONS)
+DRAWN = tuple(FaultKind)
 
 _DURATIONS_S: dict[FaultKind, tuple[float, float]] = {  # uniform between these
     **dict.fromkeys(VANISHING, (0.3, 3.0)),

@@ -37,6 +37,11 @@ class DeviceLag:
         """To be subtracted from the stamps; 0 while it is unknown."""
         return 0.0 if self.lag_ms is None else self.lag_ms * 1e-3
 
+    @property
+    def uncertainty_s(self) -> float:
+        """Two standard deviations, as far as they are stated; 0 where not."""
+        return 1e-3 * (self.lag_uncertainty_ms or 0.0)
+
     def __str__(self) -> str:
         if self.lag_ms is None:
             why = [self.problem, "timed by arrivals, whose delay is in it" if self.by_arrival else ""]

@@ -438,8 +438,7 @@ class Aligner:
         absent: frozenset[str],
         *,
         new_clock: bool,
-        lag_s: float = 0.0,
-        lag_uncertainty_s: float = 0.0,
+        lag: tuple[float, float] | None = None,
     ) -> None:
         """The stream has come back as another one; to be told between its last old and its first new sample.
 
@@ -448,10 +447,12 @@ class Aligner:
         sfreq : its nominal rate now, Hz; with the grid of samples any other than that of the grid leaves it missing
         absent : channels that it does not have now: NaN comes for them, and they are bad
         new_clock : its stamps are those of another machine
-        lag_s, lag_uncertainty_s : as in `StreamSpec`, of the device that it is now
+        lag : the device's own lag and two standard deviations of it, seconds; None: as before
         """
         lane = self._lane(modality)
-        spec = replace(lane.spec, sfreq=sfreq, lag_s=lag_s, lag_uncertainty_s=lag_uncertainty_s)
+        spec = replace(lane.spec, sfreq=sfreq)
+        if lag is not None:
+            spec = replace(spec, lag_s=lag[0], lag_uncertainty_s=lag[1])
         if self.settings.grid == "samples" and sfreq != self.sfreq:
             lane.set_aside(
                 f"the {modality.upper()} stream came back with {sfreq:g} Hz; alignment.grid = 'samples' needs "

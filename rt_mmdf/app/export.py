@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from safetensors.numpy import save
 
 from rt_mmdf.acquisition.recording import read_recording
 from rt_mmdf.app.imaging import Imaging, Progress
@@ -33,7 +34,8 @@ class WindowsCompared:
     """Estimates under a prior that torch made of a window in single precision, against double precision throughout.
 
     A prior keeps the most powerful patches; which of two that are as powerful is kept may depend on the last digit, and with
-    it the estimate. So no limit is held here: this is what the reference itself leaves open.
+    it the estimate. So no limit is held here: this is what the reference itself leaves open, and other backends are held to
+    it (`rt_mmdf.backends.accuracy.window_limits`).
     """
 
     n_windows: int
@@ -50,11 +52,13 @@ class Compared:
     source : of the samples: "simulated", or the name of a recording
     backends : one entry for each backend and precision
     windows : how true what torch makes of windows is; None for networks without
+    window_backends : of what is made of windows, one entry for each backend
     """
 
     source: str
     backends: tuple[Tried, ...]
     windows: WindowsCompared | None
+    window_backends: tuple[Tried, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +79,7 @@ class Export:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values: what the report holds."""
-        from rt_mmdf.backends.accuracy import LIMITS
+        from rt_mmdf.backends.accuracy import LIMITS, WINDOW_LIMITS
 
         return {
             "model": self.model,
@@ -83,11 +87,13 @@ class Export:
             "exported": self.part,
             "files": list(self.files),
             "limits": {precision: limits.__dict__ for precision, limits in LIMITS.items()},
+            "window_limits": WINDOW_LIMITS.__dict__,
             "compared": [
                 {
                     "samples": compared.source,
                     "backends": [tried.as_dict() for tried in compared.backends],
                     "windows": None if compared.windows is None else compared.windows.__dict__,
+                    "window_backends": [tried.as_dict() for tried in compared.window_backends],
                 }
                 for compared in self.compared
             ],
@@ -134,15 +140,18 @@ def export_model(
             report(f"comparing on {recording.name}", 0.5)
             compared.append(_compare_on(recording, artefact))
         report("writing", 0.9)
-        files = _write_forms(programs, artefact.name, folder)
+        forms = {artefact.name: programs}
+        if (looks := model.window_trial(fitted)) is not None:
+            forms[f"{artefact.name}-window"] = looks[0].shared
+        files = _write_forms(forms, folder)
         single = isinstance(model.network, PictureNetwork)
     export = Export(
         artefact.name,
         artefact.kind,
         "the whole network"
         if single
-        else "what is done for every sample; what is made of windows stays in torch, since "
-        "ONNX has no operators for its decompositions",
+        else "what is done for every sample; what the network says of a window (its operands are in the file of "
+        "operands). The few decompositions before and after that stay in torch: ONNX has no operators for them",
         folder,
         (*files, REPORT),
         tuple(compared),
@@ -183,12 +192,19 @@ def _compare(source: str, model: TrainedNetwork, fitted: Fitted, windows: Float3
     programs, trial = found
     kinds = [(backend, precision) for backend in BACKENDS for precision in precisions_of(backend, programs.task)]
     outcomes = survey(programs, trial, kinds)
-    both = model.windows_in_double(fitted, list(windows[:: max(1, len(windows) // N_WINDOWS)]))
-    if both is None:
+    looks = model.window_trial(fitted, windows[:: max(1, len(windows) // N_WINDOWS)])
+    if looks is None:
         return Compared(source, outcomes, None)
+    own, of_windows = looks
+    both = own.runner("torch")(of_windows.samples), own.truth(of_windows)
     each = [accuracy_of(said[None], true[None], fitted.arrays.positions_mm) for said, true in zip(*both, strict=True)]
     off = np.array([[seen.relative_l2, seen.peak_mm] for seen in each])
-    return Compared(source, outcomes, WindowsCompared(len(each), *(float(x) for x in (*np.median(off, 0), *off.max(0)))))
+    return Compared(
+        source,
+        outcomes,
+        WindowsCompared(len(each), *(float(x) for x in (*np.median(off, 0), *off.max(0)))),
+        survey(own, of_windows, [(backend, "fp32") for backend in BACKENDS]),
+    )
 
 
 def _compare_on(path: Path, artefact: Artefact) -> Compared:
@@ -229,18 +245,21 @@ def _compare_on(path: Path, artefact: Artefact) -> Compared:
     return _compare(path.name, model, fitted, np.stack([whitened[:, own] for own in columns]))
 
 
-def _write_forms(programs: Programs, name: str, folder: Path) -> list[str]:
-    """ONNX graphs for any number of samples, and the engines of this machine."""
+def _write_forms(forms: Mapping[str, Programs], folder: Path) -> list[str]:
+    """By their names: ONNX graphs for any number of samples, or for one window, and the engines of this machine."""
     from rt_mmdf.backends.choice import why_not
-    from rt_mmdf.backends.graphed import SIZES
 
     contents: dict[str, bytes] = {}
-    for precision in programs.task.precisions:
-        if precision != "tf32":  # its graph is that of fp32
-            contents[f"{name}-{precision}.onnx"] = programs.task.onnx(None, precision)
-        if why_not("tensorrt") is None:
-            for n in SIZES:
-                contents[f"{name}-{precision}-{n}.engine"] = programs.tensorrt(precision).engine(n)
+    for name, programs in forms.items():
+        task = programs.task
+        for precision in task.precisions:
+            if precision != "tf32":  # its graph is that of fp32
+                contents[f"{name}-{precision}.onnx"] = task.onnx(task.rows, precision)
+            if why_not("tensorrt") is None:
+                for n in task.sizes:
+                    contents[f"{name}-{precision}-{n}.engine"] = programs.tensorrt(precision).engine(n)
+        if task.example is not None:
+            contents[f"{name}-operands.safetensors"] = save(dict(zip(task.operand_names, task.example[1], strict=True)))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for file, content in contents.items():

@@ -30,6 +30,7 @@ from rt_mmdf.solvers.linear import SolverSettings
 from rt_mmdf.solvers.operators import build_beamformer, build_operator
 
 if TYPE_CHECKING:
+    from rt_mmdf.backends.choice import Choice
     from rt_mmdf.solvers.network import TrainedNetwork
 
 logger = logging.getLogger(__name__)
@@ -193,6 +194,7 @@ class Imaging:
             "folder": str(artefact.folder),
             **(self.model_status or {}),
             "choice": None if self.model.choice is None else self.model.choice.as_dict(),
+            "window_choice": None if self.model.window_choice is None else self.model.window_choice.as_dict(),
         }
 
     @property
@@ -200,12 +202,10 @@ class Imaging:
         """How the model is doing: ``model`` of `rt_mmdf.sinks.health`."""
         if self.model is None:
             return None
-        choice, refreshed = self.model.choice, self.model.refreshed
-        told = {"name": "torch", "precision": "fp32", "device": "cpu", "fallen_back": None}
-        if choice is not None:
-            told = {key: value for key, value in choice.as_dict().items() if key in told}
+        refreshed = self.model.refreshed
         return {
-            "backend": told,
+            "backend": _told(self.model.choice),
+            "window_backend": _told(self.model.window_choice) if self.model.artefact.n_times > 1 else None,
             "gpu_ms": self.model.gpu_watch.as_dict() if self.model.gpu_watch else None,
             "lag_ms": self.model.lag_ms,
             "windows": refreshed.taken,
@@ -379,6 +379,12 @@ def _trained_network(
         precision=settings.solver.precision,
         gpu_watch=GpuWatch(settings.solver.nvtx) if settings.solver.gpu_times else None,
     )
+
+
+def _told(choice: Choice | None) -> dict[str, Any]:
+    """A backend as the status has it; without a choice it is torch."""
+    told: dict[str, Any] = {"name": "torch", "precision": "fp32", "device": "cpu", "fallen_back": None}
+    return told if choice is None else {key: value for key, value in choice.as_dict().items() if key in told}
 
 
 def load_or_build_head(settings: HeadSettings, streaming: Channels, progress: Progress | None = None) -> HeadModel:

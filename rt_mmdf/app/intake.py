@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rt_mmdf.acquisition.clockwatch import ClockWatch
-from rt_mmdf.acquisition.device_lag import DeviceLag, lag_of
+from rt_mmdf.acquisition.device_lag import lag_of
 from rt_mmdf.acquisition.doubles import INTERVAL_S, Doubles
 from rt_mmdf.acquisition.receiver import Epoch, Receiver, survey
 from rt_mmdf.alignment.grid import AlignedHop, Aligner, StreamSpec
@@ -110,17 +110,8 @@ class Intake:
         self._rows = {m: _rows_of(receiver.channels, m, channels) for m, receiver in receivers.items()}
         self._in_use = {m: receiver for m, receiver in receivers.items() if len(self._rows[m])}
         self.lags = {m: lag_of(receiver.settings, receiver.description) for m, receiver in receivers.items()}
-        for m, lag in self.lags.items():
-            _tell_problem(m, lag)
-            if (drift := receivers[m].settings.lag_drift_ppm) is not None and lag.lag_ms is not None:
-                logger.warning(
-                    "acquisition.%s: its lag drifted by %+.0f ppm (%+.1f ms a minute) while it was measured, so lag_ms = %g "
-                    "held at that time only. Correct its stamps, or do without them: stamps = 'arrival'.",
-                    m,
-                    drift,
-                    drift * 0.06,
-                    lag.lag_ms,
-                )
+        for m in self.lags:
+            self._warn_of_lag(m)
         specs = [
             StreamSpec(
                 m,
@@ -128,7 +119,7 @@ class Intake:
                 receiver.sfreq,
                 receiver.settings.stamps,
                 lag_s=self.lags[m].seconds,
-                lag_uncertainty_s=1e-3 * (self.lags[m].lag_uncertainty_ms or 0.0),
+                lag_uncertainty_s=self.lags[m].uncertainty_s,
             )
             for m, receiver in self._in_use.items()
         ]
@@ -211,18 +202,33 @@ class Intake:
             hop = following
 
     def _renew(self, modality: Modality, receiver: Receiver, epoch: Epoch) -> None:
+        """The stream has come back, perhaps from another device: with another lag, or one that nobody knows."""
         lag = lag_of(receiver.settings, receiver.description)
-        if lag != self.lags[modality]:  # another device
+        if lag != self.lags[modality]:
             self.lags[modality] = lag
-            _tell_problem(modality, lag)
+            self._warn_of_lag(modality)
         self.aligner.renew(
-            modality,
-            epoch.sfreq,
-            epoch.absent,
-            new_clock=epoch.new_clock,
-            lag_s=lag.seconds,
-            lag_uncertainty_s=1e-3 * (lag.lag_uncertainty_ms or 0.0),
+            modality, epoch.sfreq, epoch.absent, new_clock=epoch.new_clock, lag=(lag.seconds, lag.uncertainty_s)
         )
+
+    def _warn_of_lag(self, modality: Modality) -> None:
+        lag, drift = self.lags[modality], self.receivers[modality].settings.lag_drift_ppm
+        if lag.problem:
+            logger.warning(
+                "acquisition.%s.lag_ms is not used, so the lag of this device is unknown: it was %s. Measure it anew "
+                "(rt-mmdf calibrate --sync), or delete lag_device where it is the same device under another name.",
+                modality,
+                lag.problem,
+            )
+        if drift is not None and lag.lag_ms is not None:
+            logger.warning(
+                "acquisition.%s: its lag drifted by %+.0f ppm (%+.1f ms a minute) while it was measured, so lag_ms = %g "
+                "held at that time only. Correct its stamps, or do without them: stamps = 'arrival'.",
+                modality,
+                drift,
+                drift * 0.06,
+                lag.lag_ms,
+            )
 
     @staticmethod
     def _split(receiver: Receiver, block: RawBlock | None) -> Iterator[RawBlock | Epoch]:
@@ -257,16 +263,6 @@ class Intake:
                     "them through the firewalls of both machines."
                 )
         return "samples arrive and clocks are measured, but the streams do not overlap in time; look at their time stamps."
-
-
-def _tell_problem(modality: Modality, lag: DeviceLag) -> None:
-    if lag.problem:
-        logger.warning(
-            "acquisition.%s.lag_ms is not used, so the lag of this device is unknown: it was %s. Measure it anew "
-            "(rt-mmdf calibrate --sync), or delete lag_device where it is the same device under another name.",
-            modality,
-            lag.problem,
-        )
 
 
 def _cut(block: RawBlock, n_before: int) -> tuple[RawBlock, RawBlock | None]:

@@ -231,6 +231,12 @@ def measure_lags(
                 wake.wait(LOOK_S)
                 for worker in workers:
                     worker.check()
+                for receiver in receivers.values():
+                    if receiver.epochs:
+                        raise StreamError(
+                            f"{receiver.label}: its stream vanished and came back while it was being measured; what was "
+                            "seen before may be from another device. Measure again."
+                        )
                 look()
                 if clock.now() - told < TELL_S:
                     continue
@@ -256,7 +262,7 @@ def measure_lags(
         for label, (first, second, pairs) in shared.items():
             apart = difference(first, second, pairs)
             known = own[reference].seconds if reference in own else 0.0
-            sd = np.hypot(apart.lag_sd_s, 0.5e-3 * (own[reference].lag_uncertainty_ms or 0.0) if reference in own else 0.0)
+            sd = np.hypot(apart.lag_sd_s, own[reference].uncertainty_s / 2 if reference in own else 0.0)
             receiver = receivers[label]
             lags.append(
                 MeasuredLag(

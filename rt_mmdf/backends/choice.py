@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rt_mmdf.backends.accuracy import LIMITS, Accuracy, accuracy_of
+from rt_mmdf.backends.accuracy import LIMITS, Accuracy, Limits, accuracy_of
 from rt_mmdf.backends.engine_cache import EngineCache
 from rt_mmdf.backends.graphed import CudaRunner, why_no_gpu
 from rt_mmdf.backends.interface import (
@@ -57,11 +57,19 @@ class Trial:
     samples : (n, n_channels)
     operands : of the task
     positions_mm : (n_sources, 3)
+    of_windows : samples are windows, (n, n_channels * n_times), and moments those of their last columns: others are the
+        limits, and one is timed where of samples a hop is
     """
 
     samples: Float32
     operands: tuple[Float32, ...]
     positions_mm: NDArray[np.floating]
+    of_windows: bool = False
+
+    @property
+    def timed(self) -> tuple[str, int, int]:
+        """What is timed, in words, how many rows it is, and how often in a round."""
+        return ("1 window", 1, 1) if self.of_windows else (f"{N_SAMPLES} samples", N_SAMPLES, N_CALLS)
 
 
 class Programs:
@@ -103,6 +111,10 @@ class Programs:
             self._engines[precision] = TensorRtProgram(self.task, precision, self._kept)
         return self._engines[precision]
 
+    def limits(self, trial: Trial, precision: Precision) -> Limits:
+        """What a backend must keep to on a trial."""
+        return LIMITS[precision]
+
     def truth(self, trial: Trial) -> NDArray[np.float64]:
         """Moments of a trial in double precision on the processor."""
         import torch
@@ -119,7 +131,7 @@ class Tried:
     """One backend on this machine.
 
     accuracy : None where it does not run
-    ms : median of a hop of 10 samples; None where it was not measured
+    ms : median of what was timed, a hop of 10 samples or a window; None where it was not measured
     problem : why it is not used; None where it can be
     """
 
@@ -164,8 +176,8 @@ def tried(runner: Runner, programs: Programs, trial: Trial, truth: NDArray[np.fl
     """Load a runner with the operands of a trial and see how true it is."""
     runner.load(*trial.operands)
     truth = programs.truth(trial) if truth is None else truth
-    accuracy = accuracy_of(runner(trial.samples), truth, trial.positions_mm)
-    beyond = accuracy.beyond(LIMITS[runner.precision])
+    accuracy = accuracy_of(runner(trial.samples), truth, trial.positions_mm, of_windows=trial.of_windows)
+    beyond = accuracy.beyond(programs.limits(trial, runner.precision))
     problem = None if beyond is None else f"not true enough against double precision: {beyond}"
     return Tried(runner.backend, runner.precision, runner.device, accuracy, None, problem)
 
@@ -208,7 +220,7 @@ def choose(programs: Programs, trial: Trial, wanted: Wanted = "auto", precision:
     best = fastest if fastest.ms is not None and fastest.ms < WORTH * own.ms else own
     parts = [f"{describe(outcome.backend, outcome.precision)} {outcome.ms:.2f} ms" for outcome in able]
     absent = [f"no {outcome.backend} ({outcome.problem})" for outcome in outcomes if outcome.problem is not None]
-    why = f"{N_SAMPLES} samples: {', '.join(parts)}; {'; '.join(absent) or 'all backends are there'}"
+    why = f"{trial.timed[0]}: {', '.join(parts)}; {'; '.join(absent) or 'all backends are there'}"
     return Choice(best.backend, best.precision, best.device, why, True, outcomes)
 
 
@@ -232,11 +244,12 @@ def survey(programs: Programs, trial: Trial, kinds: Sequence[tuple[BackendName, 
             outcomes.append(Tried(backend, precision, "", None, None, str(error)))
         else:
             runners[len(outcomes) - 1] = runner
-    hop = np.ascontiguousarray(trial.samples[-N_SAMPLES:])
+    _, n_rows, n_calls = trial.timed
+    hop = np.ascontiguousarray(trial.samples[-n_rows:])
     taken: dict[int, list[float]] = {i: [] for i in runners if outcomes[i].problem is None}
     for _ in range(N_ROUNDS):
         for i, times in taken.items():
-            for _ in range(N_CALLS):
+            for _ in range(n_calls):
                 began = time.perf_counter()
                 runners[i](hop)
                 times.append(time.perf_counter() - began)

@@ -17,8 +17,6 @@ from torch import Tensor
 from rt_mmdf.backends.interface import BackendUnavailable, Float32, GpuWatch, Precision, Runner, Task, describe
 from rt_mmdf.core.errors import SolverError
 
-SIZES = (1, 16)
-"""Samples at once of the captured graphs: a hop takes the smallest that holds it, a longer one goes in pieces."""
 REPLAY_TOLERANCE = 1e-3
 """Largest difference between a replay and the eager run, as a part of the largest moment: a capture that went wrong (another
 device, an empty graph) is off by all of it; kernels chosen anew for the same product differ by rounding only."""
@@ -75,11 +73,11 @@ class GraphedRunner(Runner):
             self._stream = torch.cuda.Stream(self._where)  # type: ignore[no-untyped-call]
         with self._on_gpu("memory cannot be had"):
             self._operands = tuple(torch.zeros(shape, device=self._where) for shape in task.shapes)
-            self._slots = [self._slot(n) for n in SIZES]
+            self._slots = [self._slot(n) for n in task.sizes]
         self._watch: GpuWatch | None = None
 
     def _slot(self, n: int) -> Slot:
-        wide, long = (n, self._task.n_channels), (n, self._task.n_sources)
+        wide, long = (n, self._task.n_in), (n, self._task.n_out)
         return Slot(
             n,
             torch.zeros(wide, pin_memory=True),
@@ -101,10 +99,11 @@ class GraphedRunner(Runner):
         """One eager run, the capture, and a replay that must say the same: SolverError if it does not."""
         noise = np.random.default_rng(0)
         with self._on_gpu("cannot be captured as a CUDA graph"), torch.inference_mode():
-            for operand in self._operands:
-                operand.copy_(torch.from_numpy(noise.standard_normal(tuple(operand.shape)).astype(np.float32)))
+            row, operands = self._task.example or (None, (None,) * len(self._operands))
+            for own, values in [*zip(self._operands, operands, strict=True), *((slot.host_in, row) for slot in self._slots)]:
+                values = noise.standard_normal(tuple(own.shape)).astype(np.float32) if values is None else values
+                own.copy_(torch.from_numpy(values))
             for slot in self._slots:
-                slot.host_in.copy_(torch.from_numpy(noise.standard_normal(tuple(slot.host_in.shape)).astype(np.float32)))
                 for _ in range(3):  # libraries choose and allocate in their first calls
                     self._run(slot)
                 self._stream.synchronize()
@@ -168,7 +167,7 @@ class GraphedRunner(Runner):
         watch.ms.append(begin.elapsed_time(end))
 
     def __call__(self, samples: Float32) -> Float32:
-        moments = np.empty((len(samples), self._task.n_sources), np.float32)
+        moments = np.empty((len(samples), self._task.n_out), np.float32)
         done = 0
         with self._on_gpu("has failed"):
             while done < len(samples):

@@ -3,8 +3,9 @@
     network --> Task --> Runner of a backend --> moments of each hop
                 (module, ONNX)   (buffers, streams, graphs: allocated once)
 
-A `Task` is what is computed for every sample. What changes more slowly than samples (the channels that are there, the
-matrices of a prior) enters as operands, so that one compiled network serves every set of channels.
+A `Task` is what is computed for every sample, or for every window that a network looks at: rows in, rows out. What changes
+more slowly than these (the channels that are there, the matrices of a prior, operators of a head) enters as operands, so
+that one compiled network serves every set of channels.
 """
 
 from __future__ import annotations
@@ -31,34 +32,49 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 OPERANDS = "operand_{}"
 SAMPLES, MOMENTS = "samples", "moments"
-"""Names of what enters and leaves a graph."""
+"""Names of what enters and leaves a graph of what is done for every sample."""
+SIZES = (1, 16)
+"""Samples at once of the graphs of a GPU: a hop takes the smallest that holds it, a longer one goes in pieces."""
 
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """What is computed for every sample, in the forms that backends take.
+    """What is computed for every sample, or for every window, in the forms that backends take.
 
     name : for messages
-    n_channels, n_sources : of a sample and of its moments
+    n_in, n_out : columns of what is given and of what is said; of a sample its channels, and its moments
     shapes : of the operands
     precisions : that it can be computed in; inputs, operands and moments are float32 in each of them
-    module : (precision) -> torch.nn.Module from samples (n, n_channels) and the operands to moments (n, n_sources); it may
-        share its weights with others: copy it to move it. A copy of that of "fp32" computes in double precision too
-    onnx : (n, precision) -> serialised ONNX of the same, for n samples at once, or for any number where n is None
+    module : (precision) -> torch.nn.Module from rows (n, n_in) and the operands to rows (n, n_out); it may share its weights
+        with others: copy it to move it. A copy of that of "fp32" computes in double precision too
+    onnx : (n, precision) -> serialised ONNX of the same, for n rows at once, or for any number where n is None
+    ends : names of what enters and leaves a graph, beside the operands
+    names : of the operands; empty: they are numbered
+    sizes : rows at once of the graphs of a GPU; (1,) where each row is done by itself
+    example : a row and operands, for backends that run a graph before anything was given to them; None: noise will do
     """
 
     name: str
-    n_channels: int
-    n_sources: int
+    n_in: int
+    n_out: int
     shapes: tuple[tuple[int, ...], ...]
     precisions: tuple[Precision, ...]
     module: Callable[[Precision], Any]
     onnx: Callable[[int | None, Precision], bytes]
+    ends: tuple[str, str] = (SAMPLES, MOMENTS)
+    names: tuple[str, ...] = ()
+    sizes: tuple[int, ...] = SIZES
+    example: tuple[Float32, tuple[Float32, ...]] | None = None
 
     @property
     def operand_names(self) -> tuple[str, ...]:
-        """Of the inputs of a graph, beside the samples."""
-        return tuple(OPERANDS.format(i) for i in range(len(self.shapes)))
+        """Of the inputs of a graph, beside the rows."""
+        return self.names or tuple(OPERANDS.format(i) for i in range(len(self.shapes)))
+
+    @property
+    def rows(self) -> int | None:
+        """Rows of the graph that takes as many as there are: None, any number, or what each is done by."""
+        return None if len(self.sizes) > 1 else self.sizes[0]
 
 
 @dataclass(eq=False)
@@ -103,7 +119,7 @@ class Runner(ABC):
 
     @abstractmethod
     def __call__(self, samples: Float32) -> Float32:
-        """Moments (n, n_sources) of samples (n, n_channels); the caller's to keep.
+        """Moments (n, n_out) of samples (n, n_in), as the task has them; the caller's to keep.
 
         Raises
         ------

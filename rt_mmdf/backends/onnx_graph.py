@@ -25,30 +25,40 @@ class GraphWriter:
 
     Parameters
     ----------
-    n : samples at once; None: any number
-    n_channels, n_sources : of samples and moments
+    n : rows at once; None: any number
+    n_in, n_out : columns of what is given and of what is said
     operands : name and shape of each further input, float32
+    ends : names of what is given and of what is said
     half : whether `narrow` goes to half precision; without it everything is float32
     """
 
     def __init__(
-        self, n: Size, n_channels: int, n_sources: int, operands: Sequence[tuple[str, Sequence[int]]], *, half: bool = False
+        self,
+        n: Size,
+        n_in: int,
+        n_out: int,
+        operands: Sequence[tuple[str, Sequence[int]]],
+        *,
+        ends: tuple[str, str] = (SAMPLES, MOMENTS),
+        half: bool = False,
     ) -> None:
         self.half = half
         self._rows: int | str = "n" if n is None else n
-        self._n_sources = n_sources
+        self._n_out, self._end = n_out, ends[1]
         self._inputs = [
             helper.make_tensor_value_info(name, TensorProto.FLOAT, list(shape))
-            for name, shape in ((SAMPLES, (self._rows, n_channels)), *operands)
+            for name, shape in ((ends[0], (self._rows, n_in)), *operands)
         ]
         self._nodes: list[Any] = []
         self._constants: list[Any] = []
 
-    def __call__(self, operator: str, *inputs: str | NDArray[Any], **attributes: Any) -> str:
-        """Add a node of one output; arrays become constants, as they are. Returns the name of the output."""
+    def __call__(self, operator: str, *inputs: str | NDArray[Any], n_outputs: int = 1, **attributes: Any) -> str:
+        """Add a node; arrays become constants, as they are. Returns the name of its output; further ones are NAME_1, ..."""
         name = f"{operator.lower()}_{len(self._nodes)}"
         given = [value if isinstance(value, str) else self._constant(value) for value in inputs]
-        self._nodes.append(helper.make_node(operator, given, [name], name=name, **attributes))
+        self._nodes.append(
+            helper.make_node(operator, given, [name, *(f"{name}_{i}" for i in range(1, n_outputs))], name=name, **attributes)
+        )
         return name
 
     def _constant(self, values: NDArray[Any]) -> str:
@@ -70,8 +80,8 @@ class GraphWriter:
 
     def finish(self, moments: str, name: str) -> bytes:
         """The whole model, checked, with `moments` as its output."""
-        self._nodes.append(helper.make_node("Identity", [moments], [MOMENTS], name=MOMENTS))
-        said = helper.make_tensor_value_info(MOMENTS, TensorProto.FLOAT, [self._rows, self._n_sources])
+        self._nodes.append(helper.make_node("Identity", [moments], [self._end], name=self._end))
+        said = helper.make_tensor_value_info(self._end, TensorProto.FLOAT, [self._rows, self._n_out])
         graph = helper.make_graph(self._nodes, name, self._inputs, [said], self._constants)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
         model.producer_name = "rt_mmdf"

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rt_mmdf.backends.interface import MOMENTS, SAMPLES, BackendUnavailable, Float32, Precision, Runner, Task
+from rt_mmdf.backends.interface import BackendUnavailable, Float32, Precision, Runner, Task
 from rt_mmdf.core.errors import SolverError
 
 INSTALL = "pip install 'rt-mmdf[onnx]'"
@@ -38,7 +38,8 @@ class OnnxRuntimeProgram:
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 3
         try:
-            return onnxruntime.InferenceSession(self.task.onnx(None, "fp32"), options, providers=["CPUExecutionProvider"])
+            onnx = self.task.onnx(self.task.rows, "fp32")
+            return onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its errors have no common base but this
             raise SolverError(
                 f"{self.task.name}: onnxruntime {onnxruntime.__version__} does not take its ONNX graph ({error}). "
@@ -63,5 +64,6 @@ class OnnxRuntimeRunner(Runner):
         }
 
     def __call__(self, samples: Float32) -> Float32:
-        moments: Float32 = self._session.run((MOMENTS,), {SAMPLES: samples, **self._inputs})[0]
+        given, said = self._task.ends
+        moments: Float32 = self._session.run((said,), {given: samples, **self._inputs})[0]
         return moments

@@ -23,7 +23,7 @@ from typing import Any
 
 from rt_mmdf.backends.engine_cache import EngineCache, EngineKey
 from rt_mmdf.backends.graphed import GraphedRunner, Slot, gpu_name, why_no_gpu
-from rt_mmdf.backends.interface import MOMENTS, SAMPLES, BackendUnavailable, Precision, Task
+from rt_mmdf.backends.interface import BackendUnavailable, Precision, Task
 from rt_mmdf.core.errors import SolverError
 
 MODULES = ("tensorrt", "tensorrt_rtx")
@@ -131,7 +131,7 @@ class TensorRtProgram:
             gpu_name(),
             driver_version(),
             self.precision,
-            (n, self.task.n_channels, self.task.n_sources),
+            (n, self.task.n_in, self.task.n_out),
         )
 
     def engine(self, n: int) -> bytes:
@@ -225,7 +225,7 @@ class TensorRtRunner(GraphedRunner):
             context = engine.create_execution_context()
             if context is None:
                 raise SolverError(f"{program.task.name} on {self.device}: no execution context ({self._log.last}).")
-            bound = {SAMPLES: slot.given, MOMENTS: slot.said}
+            bound = dict(zip(program.task.ends, (slot.given, slot.said), strict=True))
             bound |= dict(zip(program.task.operand_names, self._operands, strict=True))
             for name, tensor in bound.items():
                 context.set_tensor_address(name, tensor.data_ptr())

@@ -28,11 +28,20 @@ class TorchBackend:
     ----------
     network : torch.nn.Module, see `rt_mmdf.networks.interface.SourceNetwork`
     prepared : what its `prepare` made
+    look : makes the prior of a window (n_channels, n_times) in place of the network's own `prior`; None: that does
+    look_lost : given the error of a `look` that has failed; the network's own `prior` takes its place. None: it is raised
     """
 
-    def __init__(self, network: torch.nn.Module, prepared: Any) -> None:
+    def __init__(
+        self,
+        network: torch.nn.Module,
+        prepared: Any,
+        look: Callable[[Float32], Any] | None = None,
+        look_lost: Callable[[SolverError], None] | None = None,
+    ) -> None:
         self._network: Any = network.eval()
         self._prepared = prepared
+        self._look, self._look_lost = look, look_lost
         self._splits = callable(getattr(network, "prior", None))
         self._factors = self._splits and callable(getattr(network, "factors", None))
 
@@ -42,8 +51,19 @@ class TorchBackend:
         whole = torch.from_numpy(window)[None]
         if not self._splits:
             return whole
-        prior = self._network.prior(whole[:, :, -1], whole, self._prepared)
+        prior = self._prior(window, whole)
         return prior, self._network.factors(prior, self._prepared) if self._factors else None
+
+    def _prior(self, window: Float32, whole: torch.Tensor) -> Any:
+        if (look := self._look) is not None:
+            try:
+                return look(window)
+            except SolverError as error:
+                if self._look_lost is None:
+                    raise
+                self._look = None
+                self._look_lost(error)
+        return self._network.prior(whole[:, :, -1], whole, self._prepared)
 
     @torch.inference_mode()
     def image(self, samples: Float32, context: Any = None) -> Float32:
@@ -104,6 +124,7 @@ class RunnerBackend(TorchBackend):
     runner : of the network's task
     operands : that it is loaded with; None: the factors of each prior
     spare : given the error of a runner that has failed, another one, which takes its place; None: the error is raised
+    look, look_lost : see `TorchBackend`
     """
 
     def __init__(
@@ -113,8 +134,10 @@ class RunnerBackend(TorchBackend):
         runner: Runner,
         operands: tuple[Float32, ...] | None = None,
         spare: Callable[[SolverError], Runner] | None = None,
+        look: Callable[[Float32], Any] | None = None,
+        look_lost: Callable[[SolverError], None] | None = None,
     ) -> None:
-        super().__init__(network, prepared)
+        super().__init__(network, prepared, look, look_lost)
         self._runner, self._operands, self._spare = runner, operands, spare
         self._loaded: Any = self  # nothing yet
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,7 @@ from rt_mmdf.cli.console import OUT, progress_bar
 
 if TYPE_CHECKING:
     from rt_mmdf.app.export import Compared
+    from rt_mmdf.backends.choice import Tried
 
 WORST = 1
 
@@ -42,23 +44,26 @@ def export(
     with progress_bar() as progress:
         done = export_model(artefact, out, recording, progress)
     for compared in done.compared:
-        OUT.print(_table(compared))
+        OUT.print(_table(compared.backends, f"Against double precision, {compared.source} samples", "ms for 10"))
+        if compared.window_backends:
+            title = f"Estimates from windows on, {compared.source}: three quarters of them"
+            OUT.print(_table(compared.window_backends, title, "ms a window"))
         _say_more(compared)
     _say(f"Exported: {done.part}.")
     for file in done.files:
         _say(str(done.folder / file))
-    tried = [entry for compared in done.compared for entry in compared.backends]
+    tried = [entry for compared in done.compared for entry in (*compared.backends, *compared.window_backends)]
     if any(entry.accuracy is not None and entry.problem is not None for entry in tried):
         raise typer.Exit(WORST)
 
 
-def _table(compared: Compared) -> Table:
+def _table(tried: Sequence[Tried], title: str, timed: str) -> Table:
     from rt_mmdf.backends.interface import describe
 
-    table = Table(title=f"Against double precision, {compared.source} samples", title_justify="left", box=None)
-    for column in ("backend", "device", "relative L2", "correlation", "peak mm", "ms for 10", ""):
+    table = Table(title=title, title_justify="left", box=None)
+    for column in ("backend", "device", "relative L2", "correlation", "peak mm", timed, ""):
         table.add_column(column, justify="left" if column in ("backend", "device", "") else "right")
-    for entry in compared.backends:
+    for entry in tried:
         if (seen := entry.accuracy) is not None:
             verdict = Text("ok", style="green") if entry.problem is None else Text(entry.problem, style="bold red")
             ms = "" if entry.ms is None else f"{entry.ms:.3f}"

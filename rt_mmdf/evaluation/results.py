@@ -11,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rt_mmdf.core.errors import RecordingError, SinkError
+from rt_mmdf.core.files import read_arrays
 
 FORMAT = 1
+MAX_BYTES = 1 << 31  # unpacked; 100 solvers, 360,000 cases and 10 metrics have 1.4 GB
 
 Cell = tuple[float, int, float]  # radius_mm, n_sources, snr_db
 
@@ -87,18 +89,17 @@ def load_results(path: Path) -> CaseResults:
         There are none, or they are damaged or of another format.
     """
     try:
-        # opened here, since np.load leaves a damaged file open
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            described = json.loads(str(arrays["description"]))
-            if described["format"] != FORMAT:
-                raise ValueError(f"format {described['format']} seen, {FORMAT} expected")
-            return CaseResults(
-                solvers=tuple(described["solvers"]),
-                cells=tuple((float(radius), int(n), float(snr)) for radius, n, snr in described["cells"]),
-                cell_of_case=arrays["cell_of_case"],
-                values={metric: arrays[f"values_{i}"] for i, metric in enumerate(described["metrics"])},
-                head_of_case=arrays.get("head_of_case"),
-            )
+        arrays = read_arrays(path, MAX_BYTES)
+        described = json.loads(str(arrays["description"]))
+        if described["format"] != FORMAT:
+            raise ValueError(f"format {described['format']} seen, {FORMAT} expected")
+        return CaseResults(
+            solvers=tuple(described["solvers"]),
+            cells=tuple((float(radius), int(n), float(snr)) for radius, n, snr in described["cells"]),
+            cell_of_case=arrays["cell_of_case"],
+            values={metric: arrays[f"values_{i}"] for i, metric in enumerate(described["metrics"])},
+            head_of_case=arrays.get("head_of_case"),
+        )
     except FileNotFoundError as error:
         raise RecordingError(f"results {path}: no such file. `rt-mmdf evaluate --keep FILE` writes them.") from error
     except Exception as error:  # a damaged zip file can make its reader fail in any way

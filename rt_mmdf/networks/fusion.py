@@ -13,6 +13,7 @@ Nothing in the weights depends on a particular head, array or set of channels.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rt_mmdf.networks.interface import EEG, Batch, ForwardArrays, SourceMap, SourceNetwork
-from rt_mmdf.networks.mesh import Mesh, mesh_of
+from rt_mmdf.networks.mesh import CoarseMesh, Mesh, mesh_of
 
 RADII_MM = (0.0, 9.0, 18.0, 30.0)
 """Sizes of the patches in the dictionary: a dipole, and caps that fall as a cosine and reach so far. They are between flat
@@ -34,6 +35,11 @@ N_SCALES = len(RADII_MM)
 N_MAPS = 5 * N_SCALES + len(REGULARISED) + 2
 """Five of each patch size, the regularised ones, EEG alone and MEG alone."""
 N_FACTS, N_WHOLE, N_FINE = 6, 5 + N_SCALES, 32
+K_SINGLE = 60
+"""Directions of the leadfield that are kept, at most, for EEG alone and for MEG alone."""
+
+Inverse = Callable[[Tensor], Tensor]
+"""Of symmetric positive definite matrices (n, k, k)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,11 +59,29 @@ class Projection:
 
 
 @dataclass(frozen=True, eq=False)
+class WindowOperators:
+    """The part of the operators that the network meets when it looks at a window.
+
+    atoms : (n_atoms, k), see `Projection`; nodes : (N_SCALES * n_nodes, k), those of the patches around the coarse nodes
+    ground : (k, k), regularised : (n_maps * n_sources, k), see `PreparedFusion`
+    single : atoms of EEG alone and of MEG alone, (n_sources, k), None where there is no second opinion
+    """
+
+    atoms: Tensor
+    nodes: Tensor
+    ground: Tensor
+    regularised: Tensor
+    single: tuple[Tensor | None, ...]
+    mesh: CoarseMesh
+
+
+@dataclass(frozen=True, eq=False)
 class PreparedFusion:
     """Operators of one head, noise and set of channels."""
 
     mesh: Mesh
     both: Projection
+    nodes: Tensor  # (N_SCALES * n_nodes, k) atoms of the patches around the first source of each coarse node
     norms: Tensor  # (n_atoms,) length of each atom's field per nA m, in the directions of `both`
     points: Tensor  # (n_sources, k) fields of the point atoms over their lengths
     ground: Tensor  # (k, k) mean outer product of the point atoms
@@ -65,6 +89,33 @@ class PreparedFusion:
     single: tuple[Projection | None, ...]  # EEG, MEG
     facts: Tensor  # (3,) EEG channels, MEG channels and rank, as parts of those of a system of 306 + 60
     rank: int
+
+    @property
+    def for_windows(self) -> WindowOperators:
+        """Those that the network meets."""
+        single = tuple(None if own is None else own.atoms for own in self.single)
+        return WindowOperators(self.both.atoms, self.nodes, self.ground, self.regularised, single, self.mesh)
+
+
+@dataclass(frozen=True, eq=False)
+class Reduced:
+    """Samples and their windows in the directions that the operators keep: all that the network sees of them.
+
+    now, clean : (n, k) the sample, and what of it is signal
+    components : (n, k, r) orthonormal components of the window; trust : (n, r) how much of each is signal; energy : (n, r)
+    single : (n, k) what is signal in EEG alone and in MEG alone, None where there is no second opinion
+    power : (n,) of the signal
+    facts : (n, N_FACTS) about the whole
+    """
+
+    now: Tensor
+    clean: Tensor
+    components: Tensor
+    trust: Tensor
+    energy: Tensor
+    single: tuple[Tensor | None, ...]
+    power: Tensor
+    facts: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +170,7 @@ class Block(nn.Module):
         self.far = nn.Linear(width, width)
         self.excite = SqueezeExcite(width, N_FACTS)
 
-    def forward(self, x: Tensor, facts: Tensor, mesh: Mesh) -> Tensor:
+    def forward(self, x: Tensor, facts: Tensor, mesh: CoarseMesh) -> Tensor:
         n, nodes, width = x.shape
         shape = (n, -1, self.heads, width // self.heads)
         normed = self.near_norm(x)
@@ -148,7 +199,7 @@ class Pass(nn.Module):
         self.logits = begins_at_zero(nn.Linear(width, N_SCALES))
         self.whole = nn.Sequential(nn.Linear(width + N_FACTS, 32), nn.GELU(), begins_at_zero(nn.Linear(32, N_WHOLE)))
 
-    def forward(self, maps: Tensor, facts: Tensor, mesh: Mesh, state: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, maps: Tensor, facts: Tensor, mesh: CoarseMesh, state: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         pooled = torch.cat([mesh.pool_mean(maps), mesh.pool_max(maps[:, :, : self.n_peaks])], dim=2)
         x = self.enter(torch.cat([pooled, facts[:, None].expand(-1, pooled.shape[1], -1)], dim=2))
         x = x if state is None else x + state
@@ -168,7 +219,7 @@ class Fine(nn.Module):
         self.hidden = nn.Linear(N_FINE, N_FINE)
         self.logits = begins_at_zero(nn.Linear(N_FINE, N_SCALES))
 
-    def forward(self, maps: Tensor, seen: Tensor, mesh: Mesh) -> Tensor:
+    def forward(self, maps: Tensor, seen: Tensor, mesh: CoarseMesh) -> Tensor:
         # all sources: the widest layers, so the cheapest activation
         hidden = F.relu(self.coarse(seen)[:, mesh.node_of] + self.maps(maps))
         logits: Tensor = self.logits(F.relu(self.hidden(hidden)))
@@ -193,7 +244,7 @@ class FusionNetwork(SourceNetwork):
     n_blocks : rounds on it, in each pass
     n_nodes, n_regions : of the coarse cortex and of the coarsest one
     n_likely : patches that the prior of a sample keeps, the most powerful ones
-    k : directions of the leadfield that are kept for both modalities; at most 60 for each alone
+    k : directions of the leadfield that are kept for both modalities; at most `K_SINGLE` for each alone
     n_times : columns of the window that are made use of
     """
 
@@ -255,7 +306,7 @@ class FusionNetwork(SourceNetwork):
             if int(rows.sum()) < 2 or bool((rows == used).all()):
                 single.append(None)  # nothing there, or nothing else: no second opinion
             else:
-                single.append(_projection(fields[n : 2 * n] * rows, min(self.k, 60)))
+                single.append(_projection(fields[n : 2 * n] * rows, min(self.k, K_SINGLE)))
         points = both.atoms[:n]
         ground = points.T @ points / n
         kernels = []
@@ -271,6 +322,7 @@ class FusionNetwork(SourceNetwork):
         return PreparedFusion(
             mesh=mesh.to(device),
             both=both.to(device),
+            nodes=both.atoms.reshape(N_SCALES, n, -1)[:, mesh.members[:, 0]].flatten(0, 1).to(device),
             norms=norms.to(device),
             points=(points / norms[:n, None]).to(device),
             ground=ground.to(device),
@@ -291,18 +343,31 @@ class FusionNetwork(SourceNetwork):
         return self._priors(sample, window, prepared)[-1]
 
     def _priors(self, sample: Tensor, window: Tensor | None, prepared: PreparedFusion) -> list[Prior]:
-        maps, facts, components, trust, power = self._features(sample, window, prepared)
-        mesh = prepared.mesh
+        reduced = self.reduce(sample, window, prepared)
+        return [self.prior_of(logits, whole, reduced) for logits, whole in self.look(reduced, prepared.for_windows)]
+
+    def look(
+        self, reduced: Reduced, operators: WindowOperators, inverse: Inverse | None = None
+    ) -> list[tuple[Tensor, Tensor]]:
+        """What the network says after each of the two passes: logits (n, n_sources, N_SCALES), numbers about the whole.
+
+        Parameters
+        ----------
+        inverse : of the data covariance under the first prior; None: by its Cholesky factor
+        """
+        maps, facts, mesh = self._maps(reduced, operators), reduced.facts, operators.mesh
         state, out, whole = self.first(maps, facts, mesh, None)
         # ten times the first maps: log likelihood ratio of each patch to the best one
         logits = out[:, mesh.node_of] + self.sharpness * 10 * maps[:, :, :N_SCALES] + whole[:, None, 5:]
-        first = self._prior(logits, whole, power, components, trust)
-        maps = torch.cat([*self._unexplained(sample, first, prepared), maps, logits.detach()[:, :, :1] / 10], dim=2)
+        unexplained = self._unexplained(self.prior_of(logits, whole, reduced), reduced, operators, inverse or by_cholesky)
+        maps = torch.cat([*unexplained, maps, logits.detach()[:, :, :1] / 10], dim=2)
         state, out, change = self.second(maps, facts, mesh, state)
-        logits = logits + out[:, mesh.node_of] + self.fine(maps, state, mesh) + change[:, None, 5:]
-        return [first, self._prior(logits, whole + change, power, components, trust)]
+        better = logits + out[:, mesh.node_of] + self.fine(maps, state, mesh) + change[:, None, 5:]
+        return [(logits, whole), (better, whole + change)]
 
-    def _prior(self, logits: Tensor, whole: Tensor, power: Tensor, components: Tensor, trust: Tensor) -> Prior:
+    def prior_of(self, logits: Tensor, whole: Tensor, reduced: Reduced) -> Prior:
+        """The prior that the network means by what it says of windows."""
+        power = reduced.power
         logits = logits.transpose(1, 2).reshape(len(logits), -1)
         likely, atoms = logits.topk(min(self.n_likely, logits.shape[1]), dim=1)
         share = torch.exp(likely - torch.logsumexp(logits, dim=1, keepdim=True))
@@ -311,67 +376,69 @@ class FusionNetwork(SourceNetwork):
             power=share * (power * torch.exp(whole[:, 0] + 0.7))[:, None],
             ground=power * torch.exp(whole[:, 1] - 2.0),
             noise=torch.exp(0.3 * whole[:, 2]) + power * torch.exp(whole[:, 3] - 9.0),
-            components=components,
-            trust=trust,
+            components=reduced.components,
+            trust=reduced.trust,
             blend=torch.sigmoid(whole[:, 4] + 1.0),
             logits=logits,
         )
 
     @torch.no_grad()
-    def _unexplained(self, sample: Tensor, prior: Prior, prepared: PreparedFusion) -> list[Tensor]:
+    def _unexplained(self, prior: Prior, reduced: Reduced, operators: WindowOperators, inverse: Inverse) -> list[Tensor]:
         """Maps (n, n_sources, n_scales): what a patch would gain over the first prior, and what it holds in it."""
-        both, mesh = prepared.both, prepared.mesh
-        likely = both.atoms[prior.atoms]
-        now = self._blended(sample, prior, prepared)
-        factor = torch.linalg.cholesky(self._data_cov(prior, prepared, likely))
-        dual = torch.cholesky_solve(now[:, :, None], factor)[:, :, 0]
-        match = (dual @ both.atoms.T).square()
+        mesh, blend = operators.mesh, prior.blend[:, None]
+        now = blend * reduced.now + (1 - blend) * reduced.clean
+        inverted = inverse(_data_cov(prior, operators.ground, operators.atoms[prior.atoms]))
+        dual = (now[:, None] @ inverted)[:, 0]
+        match = (dual @ operators.atoms.T).square()
         # the expected square of the match under the first prior, where the node is: it varies slowly
-        inverse = torch.cholesky_inverse(factor)
-        nodes = both.atoms.reshape(N_SCALES, mesh.n_sources, -1)[:, mesh.members[:, 0]]
-        expected = torch.einsum("snk,bkl,snl->bsn", nodes, inverse, nodes)[:, :, mesh.node_of].clamp_min(1e-6)
-        gain = match.reshape(expected.shape) / expected
+        expected = ((operators.nodes @ inverted) * operators.nodes).sum(dim=2).reshape(len(now), N_SCALES, -1)
+        gain = match.reshape(len(now), N_SCALES, -1) / expected[:, :, mesh.node_of].clamp_min(1e-6)
         held = torch.zeros_like(match).scatter_(1, prior.atoms, prior.power * match.gather(1, prior.atoms).sqrt())
-        return [(torch.log1p(gain) / 3).transpose(1, 2), (torch.log1p(held.reshape(expected.shape)) / 3).transpose(1, 2)]
+        return [(torch.log1p(gain) / 3).transpose(1, 2), (torch.log1p(held.reshape(gain.shape)) / 3).transpose(1, 2)]
 
     @torch.no_grad()
-    def _features(
-        self, sample: Tensor, window: Tensor | None, prepared: PreparedFusion
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Maps (n, n_sources, N_MAPS), facts (n, N_FACTS), components, trust, and the power of the signal (n,)."""
+    def reduce(self, sample: Tensor, window: Tensor | None, prepared: PreparedFusion) -> Reduced:
+        """Samples (n, n_channels) and their windows (n, n_channels, n_times) | None as the network sees them."""
         both = prepared.both
-        n, n_sources = len(sample), prepared.mesh.n_sources
         now = sample @ both.basis
         components, trust, energy = _temporal_components(now, window, both.basis)
         clean = _denoised(now, components, trust)
+        single: list[Tensor | None] = []
+        for projection in prepared.single:
+            if projection is None:
+                single.append(None)
+                continue
+            seen = sample @ projection.basis
+            single.append(_denoised(seen, *_temporal_components(seen, window, projection.basis)[:2]))
+        power = (clean.square().sum(dim=1) - trust.sum(dim=1)).clamp_min(1.0)
+        k = now.shape[1]
+        levels = (now.square().mean(dim=1), power / k, (trust * energy).sum(dim=1) / k)
+        facts = torch.cat([torch.log1p(torch.stack(levels, dim=1)), prepared.facts.expand(len(sample), -1)], dim=1)
+        return Reduced(now, clean, components, trust, energy, tuple(single), power, facts)
+
+    @torch.no_grad()
+    def _maps(self, reduced: Reduced, operators: WindowOperators) -> Tensor:
+        """(n, n_sources, N_MAPS)"""
+        n, n_sources = len(reduced.now), operators.mesh.n_sources
+        rows = torch.cat([reduced.now[:, None], reduced.clean[:, None], reduced.components.transpose(1, 2)], dim=1)
         # squared matches with the patches: twice the log likelihood ratio of each against none
-        at_once = (now @ both.atoms.T).square()
-        denoised = (clean @ both.atoms.T).square()
-        shown = (
-            (components.transpose(1, 2).reshape(-1, now.shape[1]) @ both.atoms.T).square().reshape(n, -1, len(both.atoms))
-        )
-        in_window = torch.einsum("nr,nra->na", trust * energy, shown)
-        subspace = torch.einsum("nr,nra->na", trust, shown)
-        best = denoised.amax(dim=1, keepdim=True)
-        ratio = ((denoised - best) / 20).clamp_min(-2.0)
+        matches = (rows.flatten(0, 1) @ operators.atoms.T).square().reshape(n, rows.shape[1], -1)
+        at_once, denoised, shown = matches[:, 0], matches[:, 1], matches[:, 2:]
+        weights = torch.stack([reduced.trust * reduced.energy, reduced.trust], dim=1)
+        in_window, subspace = (weights @ shown).unbind(1)
+        ratio = ((denoised - denoised.amax(dim=1, keepdim=True)) / 20).clamp_min(-2.0)
         maps = [
             m.reshape(n, N_SCALES, n_sources)
             for m in (ratio, torch.log1p(at_once) / 3, torch.log1p(denoised) / 3, torch.log1p(in_window) / 3, subspace)
         ]
-        regularised = (clean @ prepared.regularised.T).square()
+        regularised = (reduced.clean @ operators.regularised.T).square()
         maps.append((torch.log1p(regularised) / 3).reshape(n, len(REGULARISED), n_sources))
-        for projection in prepared.single:
-            if projection is None:
-                maps.append(torch.zeros(n, 1, n_sources, device=sample.device))
-                continue
-            seen = sample @ projection.basis
-            seen = _denoised(seen, *_temporal_components(seen, window, projection.basis)[:2])
-            maps.append((torch.log1p((seen @ projection.atoms.T).square()) / 3)[:, None])
-        power = (clean.square().sum(dim=1) - trust.sum(dim=1)).clamp_min(1.0)
-        k = now.shape[1]
-        levels = (now.square().mean(dim=1), power / k, (trust * energy).sum(dim=1) / k)
-        facts = torch.cat([torch.log1p(torch.stack(levels, dim=1)), prepared.facts.expand(n, -1)], dim=1)
-        return torch.cat(maps, dim=1).transpose(1, 2), facts, components, trust, power
+        for seen, atoms in zip(reduced.single, operators.single, strict=True):
+            if seen is None or atoms is None:
+                maps.append(ratio.new_zeros(n, 1, n_sources))
+            else:
+                maps.append((torch.log1p((seen @ atoms.T).square()) / 3)[:, None])
+        return torch.cat(maps, dim=1).transpose(1, 2)
 
     def estimate(self, sample: Tensor, prior: Prior, prepared: PreparedFusion) -> SourceMap:
         """Maximum a posteriori estimate of samples under their priors, (n, n_sources) moments, times one factor.
@@ -383,7 +450,7 @@ class FusionNetwork(SourceNetwork):
         both, mesh = prepared.both, prepared.mesh
         now = torch.exp(self.restored) * self._blended(sample, prior, prepared)
         likely = both.atoms[prior.atoms]  # (n, m, k)
-        factor = torch.linalg.cholesky(self._data_cov(prior, prepared, likely))
+        factor = torch.linalg.cholesky(_data_cov(prior, prepared.ground, likely))
         if len(likely) == 1:
             dual = torch.cholesky_solve(now.T[None], factor)[0].T
             match = dual @ likely[0].T
@@ -405,13 +472,13 @@ class FusionNetwork(SourceNetwork):
         """
         both, mesh = prepared.both, prepared.mesh
         likely = both.atoms[prior.atoms]
-        dual = torch.cholesky_inverse(torch.linalg.cholesky(self._data_cov(prior, prepared, likely))[0])
+        dual = torch.cholesky_inverse(torch.linalg.cholesky(_data_cov(prior, prepared.ground, likely))[0])
         # covariance of sources and data under the prior: the ground, and the patches
         weights = likely[0] * (prior.power / prepared.norms[prior.atoms]).T  # (m, k)
         cross = prepared.points * (prior.ground / mesh.n_sources) + mesh.spread(prior.atoms[0]) @ weights
         # not to be left to the samples: they would lose digits, since what enters the product nearly cancels
         kernel = cross @ (dual * torch.exp(self.restored))
-        return self._blended(torch.eye(len(both.basis)).to(dual), prior, prepared), kernel.T
+        return _blend(both.basis, prior), kernel.T
 
     @torch.no_grad()
     def deviation(self, prior: Prior, prepared: PreparedFusion) -> Tensor:
@@ -433,7 +500,7 @@ class FusionNetwork(SourceNetwork):
         both, mesh = prepared.both, prepared.mesh
         n_sources, atoms, power = mesh.n_sources, prior.atoms[0], prior.power[0]
         likely = both.atoms[atoms]
-        factor = torch.linalg.cholesky(self._data_cov(prior, prepared, likely[None]))[0]
+        factor = torch.linalg.cholesky(_data_cov(prior, prepared.ground, likely[None]))[0]
         # (m, n_sources): what one standard deviation of each patch is on the cortex
         each = (power.sqrt() / prepared.norms[atoms])[:, None]
         patches = mesh.scatter_patches(each.new_zeros(len(atoms), n_sources), atoms[:, None], each)
@@ -446,15 +513,7 @@ class FusionNetwork(SourceNetwork):
         return (before - explained).clamp_min(0), mesh.largest_within(before.sqrt()[None], 1)[0]
 
     def _blended(self, sample: Tensor, prior: Prior, prepared: PreparedFusion) -> Tensor:
-        now = sample @ prepared.both.basis
-        blend = prior.blend[:, None]
-        return blend * now + (1 - blend) * _denoised(now, prior.components, prior.trust)
-
-    def _data_cov(self, prior: Prior, prepared: PreparedFusion, likely: Tensor) -> Tensor:
-        identity = torch.eye(likely.shape[2], device=likely.device)
-        ground = prior.ground[:, None, None] * prepared.ground
-        peaks = (likely * prior.power[:, :, None]).transpose(1, 2) @ likely
-        return ground + peaks + prior.noise[:, None, None] * identity
+        return _blend(sample @ prepared.both.basis, prior)
 
     def forward(self, sample: Tensor, window: Tensor | None, prepared: PreparedFusion) -> SourceMap:
         """Image samples; see `SourceNetwork.forward`."""
@@ -537,6 +596,28 @@ def _projection(fields: Tensor, k: int) -> Projection:
     return Projection(basis, atoms / atoms.norm(dim=1, keepdim=True).clamp_min(1e-12))
 
 
+def by_cholesky(matrices: Tensor) -> Tensor:
+    """Inverse of symmetric positive definite matrices (n, k, k) by their Cholesky factors.
+
+    On a GPU it is not looked at whether there are such: that would wait for the GPU, which no captured graph may.
+    """
+    factor, _ = torch.linalg.cholesky_ex(matrices, check_errors=matrices.device.type == "cpu")
+    return torch.cholesky_inverse(factor)
+
+
+def _blend(now: Tensor, prior: Prior) -> Tensor:
+    """What of samples (n, k) is imaged."""
+    blend = prior.blend[:, None]
+    return blend * now + (1 - blend) * _denoised(now, prior.components, prior.trust)
+
+
+def _data_cov(prior: Prior, ground: Tensor, likely: Tensor) -> Tensor:
+    """(n, k, k) under each prior, `likely` (n, m, k) being its atoms."""
+    identity = torch.eye(likely.shape[2], device=likely.device)
+    peaks = (likely * prior.power[:, :, None]).transpose(1, 2) @ likely
+    return prior.ground[:, None, None] * ground + peaks + prior.noise[:, None, None] * identity
+
+
 def _temporal_components(now: Tensor, window: Tensor | None, basis: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Strongest components of a window (n, k, r), the share of each that is signal (n, r), and their energy (n, r).
 
@@ -566,5 +647,7 @@ def _temporal_components(now: Tensor, window: Tensor | None, basis: Tensor) -> t
 
 
 def _denoised(now: Tensor, components: Tensor, trust: Tensor) -> Tensor:
-    inside = torch.einsum("nk,nkr->nr", now, components.expand(len(now), -1, -1))
-    return torch.einsum("nr,nkr->nk", inside * trust, components.expand(len(now), -1, -1))
+    if len(components) == 1:  # one window for all of them: two products
+        return ((now @ components[0]) * trust) @ components[0].T
+    inside = torch.einsum("nk,nkr->nr", now, components)
+    return torch.einsum("nr,nkr->nk", inside * trust, components)

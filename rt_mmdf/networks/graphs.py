@@ -25,8 +25,8 @@ FLOAT = 1  # ONNX's number of single precision
 class Graph(Protocol):
     """What graphs are written onto; tensors go by their names."""
 
-    def __call__(self, operator: str, *inputs: str | NDArray[Any], **attributes: Any) -> str:
-        """Add a node; returns the name of its output."""
+    def __call__(self, operator: str, *inputs: str | NDArray[Any], n_outputs: int = 1, **attributes: Any) -> str:
+        """Add a node; returns the name of its output, further ones are NAME_1, ..."""
         ...
 
     def weight(self, values: NDArray[Any]) -> NDArray[Any]:
@@ -89,7 +89,7 @@ def write_pictures(network: PictureNetwork, graph: Graph, samples: str, there: s
         scale = _mmdf_scale(network, graph, seen)
         answer = _mmdf_answer(network, graph, graph.narrow(graph("Div", seen, scale)))
     elif isinstance(network, ConvDipNetwork):
-        scale = graph("Max", graph("ReduceMax", graph("Abs", _referenced(network, graph, seen)), axes=[1]), _scalar(TINY))
+        scale = graph("Max", graph("ReduceMax", graph("Abs", _referenced(network, graph, seen)), axes=[1]), scalar(TINY))
         # the reference is taken again by the network; it is one already, and as exact as single precision has it
         referenced = _referenced(network, graph, graph("Div", seen, scale))
         answer = _convdip_answer(network, graph, graph.narrow(referenced))
@@ -102,11 +102,11 @@ def _mmdf_scale(network: MmdfNetwork, graph: Graph, seen: str) -> str:
     channels = torch.cat([picture.channels for picture in network.pictures]).numpy()
     own = graph("Gather", seen, channels, axis=1)
     squared = graph("Mul", own, own)
-    counted = graph("Sub", _scalar(1.0), graph("Cast", graph("Equal", own, _scalar(0.0)), to=FLOAT))
+    counted = graph("Sub", scalar(1.0), graph("Cast", graph("Equal", own, scalar(0.0)), to=FLOAT))
     axes = np.array([1], np.int64)
-    n_there = graph("Max", graph("ReduceSum", counted, axes), _scalar(1.0))
+    n_there = graph("Max", graph("ReduceSum", counted, axes), scalar(1.0))
     size = graph("Sqrt", graph("Div", graph("ReduceSum", squared, axes), n_there))
-    return graph("Max", size, _scalar(1.0))
+    return graph("Max", size, scalar(1.0))
 
 
 def _mmdf_answer(network: MmdfNetwork, graph: Graph, scaled: str) -> str:
@@ -118,29 +118,29 @@ def _mmdf_answer(network: MmdfNetwork, graph: Graph, scaled: str) -> str:
         maps.append(pooled)
     fused = graph("Concat", *maps, axis=1) if len(maps) > 1 else maps[0]
     mean = graph("ReduceMean", fused, axes=[2, 3], keepdims=0)
-    squeezed = graph("Relu", _linear(network.attention.squeeze, graph, mean))
-    weight = graph("Sigmoid", _linear(network.attention.excite, graph, squeezed))
+    squeezed = graph("Relu", linear(network.attention.squeeze, graph, mean))
+    weight = graph("Sigmoid", linear(network.attention.excite, graph, squeezed))
     weighted = graph("Mul", fused, graph("Unsqueeze", weight, np.array([2, 3], np.int64)))
-    hidden = graph("Relu", _linear(network.hidden, graph, graph("Flatten", weighted, axis=1)))
-    return _linear(network.output, graph, hidden)
+    hidden = graph("Relu", linear(network.hidden, graph, graph("Flatten", weighted, axis=1)))
+    return linear(network.output, graph, hidden)
 
 
 def _referenced(network: ConvDipNetwork, graph: Graph, seen: str) -> str:
     """Electrodes that are there less their average; everything else becomes zero, as in the network."""
     on_grid = np.zeros((1, network.n_channels), np.float32)
     on_grid[0, network.picture.channels.numpy()] = 1
-    there = graph("Sub", _scalar(1.0), graph("Cast", graph("Equal", seen, _scalar(0.0)), to=FLOAT))
+    there = graph("Sub", scalar(1.0), graph("Cast", graph("Equal", seen, scalar(0.0)), to=FLOAT))
     own = graph("Mul", there, on_grid)
     axes = np.array([1], np.int64)
-    n_there = graph("Max", graph("ReduceSum", own, axes), _scalar(1.0))
+    n_there = graph("Max", graph("ReduceSum", own, axes), scalar(1.0))
     average = graph("Div", graph("ReduceSum", graph("Mul", seen, own), axes), n_there)
     return graph("Mul", graph("Sub", seen, average), own)
 
 
 def _convdip_answer(network: ConvDipNetwork, graph: Graph, referenced: str) -> str:
     convolved = _convolution(network.convolution, graph, _picture(network.picture, graph, referenced))
-    hidden = graph("Relu", _linear(network.hidden, graph, graph("Flatten", graph("Relu", convolved), axis=1)))
-    return _linear(network.output, graph, hidden)
+    hidden = graph("Relu", linear(network.hidden, graph, graph("Flatten", graph("Relu", convolved), axis=1)))
+    return linear(network.output, graph, hidden)
 
 
 def _picture(picture: SensorPicture, graph: Graph, sample: str) -> str:
@@ -156,7 +156,8 @@ def _convolution(layer: nn.Conv2d, graph: Graph, maps: str) -> str:
     return graph("Conv", maps, *_values(layer, graph), kernel_shape=sides, pads=pads, dilations=dilations)
 
 
-def _linear(layer: nn.Linear, graph: Graph, features: str) -> str:
+def linear(layer: nn.Linear, graph: Graph, features: str) -> str:
+    """The nodes of a layer on features (n, n_features)."""
     return graph("Gemm", features, *_values(layer, graph), transB=1)
 
 
@@ -165,5 +166,6 @@ def _values(layer: nn.Conv2d | nn.Linear, graph: Graph) -> tuple[NDArray[Any], N
     return graph.weight(layer.weight.detach().numpy()), graph.weight(layer.bias.detach().numpy())
 
 
-def _scalar(value: float) -> NDArray[np.float32]:
+def scalar(value: float) -> NDArray[np.float32]:
+    """A constant of single precision."""
     return np.array(value, np.float32)

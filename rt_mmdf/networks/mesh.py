@@ -35,11 +35,9 @@ class Patches:
 
 
 @dataclass(frozen=True, eq=False)
-class Mesh:
-    """Fine and coarse cortex.
+class CoarseMesh:
+    """The coarse cortex, and which of its nodes each source belongs to.
 
-    patches : for each radius
-    table_vertices, table_shares : (n_scales * n_sources, n_near), all patches in one table
     node_of : (n_sources,) int64, which coarse node a source belongs to
     members : (n_nodes, n_members) int64, sources of each node, padded with its first
     weight : (n_nodes, n_members), 1 / number of members, 0 for padding
@@ -47,10 +45,6 @@ class Mesh:
     regions : (n_regions, n_nodes), rows sum to 1: the mean over each region
     """
 
-    positions_mm: Tensor
-    patches: tuple[Patches, ...]
-    table_vertices: Tensor
-    table_shares: Tensor
     node_of: Tensor
     members: Tensor
     weight: Tensor
@@ -59,7 +53,7 @@ class Mesh:
 
     @property
     def n_sources(self) -> int:
-        return int(self.positions_mm.shape[0])
+        return int(self.node_of.shape[0])
 
     def pool_mean(self, values: Tensor) -> Tensor:
         """(n, n_sources, m) -> (n, n_nodes, m)"""
@@ -80,6 +74,20 @@ class Mesh:
         n, n_nodes, m = values.shape
         product = self.coarse_neighbours @ values.transpose(0, 1).reshape(n_nodes, n * m)
         return product.reshape(n_nodes, n, m).transpose(0, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Mesh(CoarseMesh):
+    """Fine and coarse cortex.
+
+    patches : for each radius
+    table_vertices, table_shares : (n_scales * n_sources, n_near), all patches in one table
+    """
+
+    positions_mm: Tensor
+    patches: tuple[Patches, ...]
+    table_vertices: Tensor
+    table_shares: Tensor
 
     def largest_within(self, values: Tensor, scale: int) -> Tensor:
         """(n, n_sources) -> (n, n_sources), values of 0 and more: the largest one in the patch of each source."""
@@ -178,15 +186,15 @@ def _make(
     touching.fill_diagonal_(0.0)
     neighbours = touching / touching.sum(dim=1, keepdim=True).clamp_min(1)
     return Mesh(
-        places,
-        tuple(patches),
-        table_vertices,
-        table_shares,
         node_of,
         members,
         weight,
         neighbours,
         regions / regions.sum(dim=1, keepdim=True),
+        places,
+        tuple(patches),
+        table_vertices,
+        table_shares,
     )
 
 

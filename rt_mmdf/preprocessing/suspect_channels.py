@@ -63,6 +63,9 @@ class SuspectChannels:
 
     def reset(self) -> None:
         self._channels: Channels | None = None
+        self._next = self._bin = 0  # sample, and bin, that are expected
+        self._bads: frozenset[str] = frozenset()
+        self._imaged = np.zeros(0, bool)
 
     def __call__(self, block: SensorBlock) -> SensorBlock:
         if not self._settings.enabled or block.n_times == 0:
@@ -73,7 +76,7 @@ class SuspectChannels:
             self._channels = block.channels
         elif block.first != self._next:
             self._last[:] = np.nan
-        if block.bads is not self._bads:
+        if block.bads != self._bads:
             self._bads = block.bads
             self._imaged = np.array([name not in block.bads for name in block.channels.names])
         flags: NDArray[np.uint32] | None = None
@@ -98,7 +101,7 @@ class SuspectChannels:
         self._usual: Float64 = np.full(n_channels, np.nan)  # RMS of the steps
         self._still = np.zeros(n_channels, np.int64)  # small steps in a row so far
         self._since = np.full(n_channels, self._hold + 1, np.int64)  # samples since the last reason to suspect
-        self._bads: frozenset[str] | None = None
+        self._bads, self._imaged = frozenset(), np.ones(n_channels, bool)
         self._bin = block.first // self._length
         self._next = block.first
         self._bins_suspect = np.zeros(n_channels, np.int64)
@@ -155,7 +158,7 @@ class SuspectChannels:
         since = sample - last
         self._since = since[:, -1]
         self._seen |= reasons.any(axis=1)
-        suspect: NDArray[np.bool_] = ((since <= self._hold) & self._imaged[:, None]).any(axis=0)
+        suspect = np.asarray(((since <= self._hold) & self._imaged[:, None]).any(axis=0))
         return suspect if suspect.any() else None
 
     def _end_bin(self, number: int) -> None:

@@ -55,10 +55,10 @@ JSON in ASCII; a number that is not known is ``null``. Times are seconds on the 
     what else may be wrong, and what it costs
 ``model``
     null, or of a trained model: ``backend`` (``name``, ``precision``, ``device``, and ``fallen_back``: null, or why
-    another one was given up for it), ``gpu_ms`` (null, or what its newest calls took on the GPU by CUDA events, where
-    ``gpu_times`` asks for it: ``n``, ``p50``, ``p99``, ``max``, ``stages``), ``lag_ms`` (a window comes into force so long
-    after its end), ``windows`` (that were looked at), ``late_windows`` (of these, not ready in time: the one before served
-    on)
+    another one was given up for it), ``window_backend`` (likewise, of looks at windows; null without), ``gpu_ms`` (null,
+    or what its newest calls took on the GPU by CUDA events, where ``gpu_times`` asks for it: ``n``, ``p50``, ``p99``,
+    ``max``, ``stages``), ``lag_ms`` (a window comes into force so long after its end), ``windows`` (that were looked at),
+    ``late_windows`` (of these, not ready in time: the one before served on)
 ``sensors``
     null, or ``stream``, ``sfreq``, ``dropped_hops``
 ``second``

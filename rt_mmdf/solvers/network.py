@@ -14,13 +14,15 @@ from numpy.typing import NDArray
 from rt_mmdf.backends.accuracy import trial_samples, trial_windows
 from rt_mmdf.backends.choice import Choice, Programs, Trial, choose, tried_runner
 from rt_mmdf.backends.interface import GpuWatch, Precision, Runner, Wanted, describe
-from rt_mmdf.backends.torch_backend import RunnerBackend, TorchBackend, in_double, load_weights
+from rt_mmdf.backends.torch_backend import RunnerBackend, TorchBackend, load_weights
 from rt_mmdf.core.blocks import Float32
 from rt_mmdf.core.channels import Channels, Modality
 from rt_mmdf.core.errors import ArtefactError, ConfigurationError, SolverError
 from rt_mmdf.headmodel.head import HeadModel
 from rt_mmdf.headmodel.whitener import Whitener, make_whitener
 from rt_mmdf.networks.build import build_network
+from rt_mmdf.networks.fusion import FusionNetwork
+from rt_mmdf.networks.fusion_graph import WindowLook, example_row, operands_of
 from rt_mmdf.networks.interface import ForwardArrays
 from rt_mmdf.networks.pictures import PictureNetwork
 from rt_mmdf.runtime.background import Background, Pending
@@ -28,7 +30,8 @@ from rt_mmdf.solvers.artefact import UNIT, Artefact
 from rt_mmdf.solvers.forward_arrays import forward_arrays
 from rt_mmdf.solvers.interface import Operator
 from rt_mmdf.solvers.operators import channels_to_use
-from rt_mmdf.solvers.tasks import factor_task, picture_operands, picture_task
+from rt_mmdf.solvers.tasks import factor_task, picture_operands, picture_task, window_task
+from rt_mmdf.solvers.windows import N_TRIED, EstimateRunner, WindowPrograms
 
 A_M_PER_NA_M = np.float32(1e-9)
 WARM_UP = (1, 10)  # samples of the calls before a solver is handed out: first calls allocate and are slow
@@ -229,7 +232,8 @@ class TrainedNetwork:
     sfreq : of what is imaged, Hz
     refresh_ms : how often the window is taken anew
     lag_ms : how long after its last sample a window comes into force, at most `refresh_ms`; see `NetworkSolver`
-    backend, precision : that every sample is imaged with, see `rt_mmdf.backends.choice.choose`
+    backend, precision : that every sample is imaged with, see `rt_mmdf.backends.choice.choose`; windows are looked at with
+        the same one, or with "auto" the fastest for them, in single precision
     gpu_watch : what its calls on a GPU take is noted there
 
     Attributes
@@ -238,6 +242,7 @@ class TrainedNetwork:
     background : does, for solvers that lag, what takes long
     refreshed : counts of all solvers that lag
     choice : the backend; None before the first operator, and for networks that torch alone can run
+    window_choice : likewise, of what is made of windows; None for networks that see none
 
     Raises
     ------
@@ -277,7 +282,9 @@ class TrainedNetwork:
         self._precision: Precision = precision
         self.gpu_watch = gpu_watch
         self._programs: dict[tuple[tuple[int, ...], ...], Programs] = {}
+        self._window_programs: dict[tuple[tuple[int, ...], ...], Programs] = {}
         self.choice: Choice | None = None
+        self.window_choice: Choice | None = None
         self.background, self.refreshed = Background(), RefreshCounts()
         # the rows that the network sees: those of its training, or, where it does not matter, those that stream
         self._seen = channels if artefact.head_free else head.channels
@@ -383,25 +390,25 @@ class TrainedNetwork:
         trial = Trial(np.ascontiguousarray(samples.T), operands, arrays.positions_mm)
         return self._programs[shapes], trial
 
-    def windows_in_double(self, fitted: Fitted, windows: Sequence[Float32]) -> tuple[Float32, NDArray[np.float64]] | None:
-        """Moments of the last column of each window, nA m, as this network makes them and in double precision.
-
-        For networks that split their work; of others all is in the task, None.
+    def window_trial(self, fitted: Fitted, windows: Float32 | None = None) -> tuple[WindowPrograms, Trial] | None:
+        """What is made of windows, and what to try backends for it on; None for networks that split no work.
 
         Parameters
         ----------
-        windows : (n_channels, n_times) each, whitened, in the order of the network
+        windows : (n, n_channels, n_times), whitened, in the order of the network; None: simulated
         """
-        if not callable(getattr(self.network, "factors", None)):
+        network, arrays, prepared = self.network, fitted.arrays, fitted.prepared
+        if not isinstance(network, FusionNetwork):
             return None
-        backend = TorchBackend(self.network, fitted.prepared)
-        exact = in_double(backend)
-        said, true = [], []
-        for window in windows:
-            sample = np.ascontiguousarray(window[:, -1:].T)
-            said.append(backend.image(sample, backend.context(window)))
-            true.append(exact.image(sample.astype(np.float64), exact.context(window.astype(np.float64))))
-        return np.vstack(said), np.vstack(true).astype(np.float64)
+        if windows is None:
+            windows = trial_windows(arrays.leadfield, arrays.used, N_TRIED, self.artefact.n_times)
+        operands = operands_of(prepared, network)
+        shapes = tuple(operand.shape for operand in operands)
+        if shapes not in self._window_programs:
+            row = example_row(network, prepared, windows[0])
+            self._window_programs[shapes] = Programs(window_task(network, row, operands, f"{self.artefact.name}, windows"))
+        programs = WindowPrograms(self._window_programs[shapes], network, prepared, arrays.n_channels)
+        return programs, Trial(windows.reshape(len(windows), -1), (), arrays.positions_mm, of_windows=True)
 
     def _backend(self, fitted: Fitted) -> TorchBackend:
         """With the backend that was chosen when the first was made; each is tried before it images."""
@@ -415,13 +422,48 @@ class TrainedNetwork:
             name = describe(self.choice.backend, self.choice.precision)
             logger.info("model %r images with %s (%s)", self.artefact.name, name, self.choice.why)
         operands = trial.operands if isinstance(self.network, PictureNetwork) else None
+        automatic = self.choice.automatic
         return RunnerBackend(
             self.network,
             prepared,
             self._runner(programs, trial),
             operands,
-            (lambda error: self._spare(programs, error)) if self.choice.automatic else None,
+            (lambda error: self._spare(programs, error)) if automatic else None,
+            self._look(fitted),
+            self._look_lost if automatic else None,
         )
+
+    def _look(self, fitted: Fitted) -> WindowLook | None:
+        """What makes priors of windows; None: the network itself does, by torch on the processor.
+
+        Windows stop no start: torch does for them what their backend does not, and the status tells why.
+        """
+        if (found := self.window_trial(fitted)) is None:
+            return None
+        programs, trial = found
+        try:
+            if self.window_choice is None:
+                self.window_choice = choose(programs, trial, self._wanted, "fp32")
+                name, why = self.window_choice.backend, self.window_choice.why
+                logger.info("model %r looks at windows with %s (%s)", self.artefact.name, name, why)
+            choice = self.window_choice
+            if choice.backend == "torch" or choice.fallen_back is not None:
+                return None
+            runner = tried_runner(programs, trial, choice.backend, choice.precision)[0]
+        except SolverError as error:
+            if self.window_choice is None:
+                self.window_choice = Choice("torch", "fp32", "cpu", "what was asked for cannot be had", False)
+            self._look_lost(error)
+            return None
+        assert isinstance(runner, EstimateRunner)
+        return runner.look
+
+    def _look_lost(self, error: SolverError) -> None:
+        """Windows are looked at by torch on the processor from now on."""
+        assert self.window_choice is not None
+        if self.window_choice.fallen_back is None:
+            self.window_choice.fallen_back = str(error)
+            logger.warning("%s: windows are looked at with torch on the processor: %s", self.artefact.name, error)
 
     def _runner(self, programs: Programs, trial: Trial) -> Runner:
         choice = self.choice

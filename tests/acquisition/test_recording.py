@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+import tracemalloc
+from contextlib import suppress
 from pathlib import Path
 
 import mne
@@ -143,3 +145,62 @@ def test_the_real_recording(sample_data: Path) -> None:
     assert recording.sensors[EEG].info["bads"] == ["EEG 053"]
     assert recording.sensors[MEG].info["bads"] == ["MEG 2443"]
     assert [text for _, text in recording.events] == ["2", "3", "1"]
+
+
+def hostile(path: Path, form: str, n_times: int) -> Path:
+    """As many samples as bytes can tell: one channel, no stamps; text is empty."""
+
+    def chunk(tag: int, content: bytes) -> bytes:
+        return b"\x04" + struct.pack("<IHI", len(content) + 6, tag, 1) + content
+
+    header = (
+        f"<info><name>a</name><type>{'Markers' if form == 'string' else 'EEG'}</type><channel_count>1</channel_count>"
+        f"<nominal_srate>{0 if form == 'string' else 1000}</nominal_srate><channel_format>{form}</channel_format><desc>"
+        "<channels><channel><label>Cz</label><type>EEG</type><unit>uV</unit></channel></channels></desc></info>"
+    )
+    sample = {"int8": b"\x00\x01", "double64": b"\x00" + bytes(8), "string": b"\x00\x01\x00"}[form]
+    body = b"\x04" + struct.pack("<I", n_times) + sample * n_times
+    path.write_bytes(b"XDF:" + chunk(2, header.encode()) + chunk(3, body))
+    return path
+
+
+@pytest.mark.parametrize("form", ["int8", "double64", "string"])
+def test_memory_is_bounded_by_the_length_of_an_xdf_file(form: str, tmp_path: Path) -> None:
+    """Also where a chunk of a few bytes says that it holds a thousand million samples."""
+    pytest.importorskip("pyxdf")
+    path = hostile(tmp_path / "a.xdf", form, 20_000)
+    lie = b"\x04" + struct.pack("<IHI", 19, 3, 1) + b"\x08" + struct.pack("<Q", 10**9) + b"\x00\x01\x00\x01"
+    path.write_bytes(path.read_bytes() + lie)
+    tracemalloc.start()
+    try:
+        with suppress(RecordingError):  # markers alone are no recording
+            assert read_recording(path).sensors[EEG].n_times == 20_000
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 8e6 + 100 * path.stat().st_size
+
+
+def test_what_an_xdf_file_calls_its_channels_and_events_is_only_shown(tmp_path: Path) -> None:
+    pytest.importorskip("pyxdf")
+    times = 100.0 + np.arange(500) / 250
+    path = xdf(
+        tmp_path / "a.xdf",
+        [
+            ("amp\u202e", "EEG", 250.0, [("F\u202ez\x9b31m", "EEG", "uV")], np.ones((500, 1)), times),
+            ("events", "Markers", 0.0, [("m", "Markers", "")], np.array([["go\x1b[2J\u2066"]]), np.array([101.0])),
+        ],
+    )
+    recording = read_recording(path)
+    assert recording.sensors[EEG].ch_names == ["Fz31m"]
+    assert [text for _, text in recording.events] == ["go[2J"]
+
+
+@pytest.mark.parametrize("type_", ["", "<x>1</x>", "\u202eEEG"])
+def test_headers_that_are_odd_end_in_a_recording_error(tmp_path: Path, type_: str, caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("pyxdf")
+    times = 100.0 + np.arange(500) / 250
+    path = xdf(tmp_path / "a.xdf", [("amp", type_, 250.0, [("Fz", "EEG", "uV")], np.ones((500, 1)), times)])
+    with pytest.raises(RecordingError, match=r"a\.xdf") as caught:
+        read_recording(path)
+    assert str(caught.value).isprintable()

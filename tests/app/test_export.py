@@ -8,6 +8,7 @@ from pathlib import Path
 import mne
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
 from rt_mmdf.app.export import REPORT, export_model
@@ -42,7 +43,15 @@ def test_the_graph_is_the_network_and_the_report_tells_how_nearly(
     assert ("tiny-mmdf-fp16.onnx" in done.files) is (kind == "mmdf")
     report = json.loads((folder / REPORT).read_text())
     assert (report["model"], report["network"]) == (f"tiny-{kind}", kind)
-    assert ("windows stays in torch" in report["exported"]) is (kind == "fusion")
+    assert ("decompositions" in report["exported"]) is (kind == "fusion")
+    if kind == "fusion":
+        window = onnxruntime.InferenceSession(folder / "tiny-fusion-window-fp32.onnx", providers=["CPUExecutionProvider"])
+        operands = load_file(folder / "tiny-fusion-window-operands.safetensors")
+        (row, *others) = window.get_inputs()
+        assert {given.name: tuple(given.shape) for given in others} == {key: own.shape for key, own in operands.items()}
+        (said,) = window.run(["prior"], {row.name: np.ones(row.shape, np.float32), **operands})
+        assert said.shape == (1, 4 * 1284 + 9)
+        assert np.isfinite(said).all()
     assert [compared["samples"] for compared in report["compared"]] == ["simulated", small_recording.name]
     for compared in report["compared"]:
         by_name = {entry["backend"]: entry for entry in compared["backends"]}
@@ -55,6 +64,11 @@ def test_the_graph_is_the_network_and_the_report_tells_how_nearly(
             if (reason := why_not(name)) is not None:
                 assert (by_name[name]["accuracy"], by_name[name]["problem"]) == (None, reason)
         assert (compared["windows"] is None) is (kind == "mmdf")
+        looks = {entry["backend"]: entry for entry in compared["window_backends"]}
+        assert set(looks) == (set(BACKENDS) if kind == "fusion" else set())
+        for name in ("torch", "onnxruntime") if looks else ():
+            assert looks[name]["problem"] is None
+            assert looks[name]["ms"] > 0
 
 
 def test_a_recording_that_does_not_serve_is_told(

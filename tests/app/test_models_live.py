@@ -25,6 +25,7 @@ from rt_mmdf.headmodel.head import HeadModel
 from rt_mmdf.headmodel.noise import ad_hoc_noise_cov, save_noise_cov
 from rt_mmdf.headmodel.whitener import make_whitener
 from rt_mmdf.networks.build import build_network
+from rt_mmdf.networks.fusion_graph import WindowModule
 from rt_mmdf.solvers.artefact import load_artefact
 from rt_mmdf.solvers.forward_arrays import forward_arrays
 from rt_mmdf.solvers.operators import build_beamformer
@@ -108,6 +109,7 @@ def test_live_is_the_network_offline_and_says_its_name(
     assert card["model"]["weights_sha256"] == artefact.weights_sha256
     assert card["model"]["backend"] == {"name": backend, "precision": "fp32", "device": "cpu", "fallen_back": None}
     status = session.status()["model"]
+    assert status["window_backend"] == (card["model"]["backend"] if kind == "fusion" else None)
     n_windows = 0 if kind == "mmdf" else -(-data.shape[1] // refresh)
     assert (status["windows"], status["late_windows"], status["lag_ms"]) == (n_windows, 0, 12.0 if n_windows else 0.0)
     described = session.outlets.streams[0]
@@ -384,7 +386,7 @@ def test_a_device_that_fails_gives_way_to_the_processor_and_is_told(
         device = "NVIDIA H100"
 
         def __call__(self, samples: np.ndarray) -> np.ndarray:
-            calls["left"] -= 1
+            calls["left"] -= not isinstance(self._module, WindowModule)  # backends are tried on some windows before a run
             if calls["left"] < 0:
                 raise SolverError("tiny on NVIDIA H100: the GPU has failed (CUDA error: unspecified launch failure).")
             return super().__call__(samples)
@@ -413,7 +415,9 @@ def test_a_device_that_fails_gives_way_to_the_processor_and_is_told(
     other.run(session)
     assert session.incidents.counts["backend"] == 1
     data, flags = joined(estimates)
-    np.testing.assert_allclose(data, expected, rtol=1e-5, atol=1e-6 * np.abs(expected).max())
+    # the device's looks at windows take the same sums in another order
+    rtol, atol = (1e-3, 1e-4) if kind == "fusion" else (1e-5, 1e-6)
+    np.testing.assert_allclose(data, expected, rtol=rtol, atol=atol * np.abs(expected).max())
     assert not (flags & np.uint32(Flag.INVALID)).any()
     status = session.status()["model"]["backend"]
     assert status["name"] == "torch"

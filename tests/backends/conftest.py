@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from rt_mmdf.backends.accuracy import trial_samples
+from rt_mmdf.backends.accuracy import trial_samples, trial_windows
 from rt_mmdf.backends.choice import Programs, Trial, why_not
 from rt_mmdf.backends.interface import Task
 from rt_mmdf.backends.torch_backend import TorchBackend
 from rt_mmdf.networks.build import build_network
+from rt_mmdf.networks.fusion import FusionNetwork, PreparedFusion
+from rt_mmdf.networks.fusion_graph import operands_of, row_of
 from rt_mmdf.networks.interface import EEG, GRAD, MAG, ForwardArrays, SourceNetwork
 from rt_mmdf.networks.pictures import PictureNetwork
-from rt_mmdf.solvers.tasks import factor_task, kernel_task, picture_operands, picture_task
+from rt_mmdf.solvers.tasks import factor_task, kernel_task, picture_operands, picture_task, window_task
 
 N_EEG, N_MAG, N_SOURCES = 24, 30, 90
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -107,6 +109,77 @@ def cases() -> Callable[[str], Case]:
         return made[kind]
 
     return case
+
+
+@dataclass(frozen=True, eq=False)
+class Looked:
+    """A network, its operators for some channels, and windows (n, n_channels, n_times)."""
+
+    network: FusionNetwork
+    prepared: PreparedFusion
+    windows: torch.Tensor
+
+    @property
+    def operands(self) -> tuple[np.ndarray, ...]:
+        return operands_of(self.prepared, self.network)
+
+    def row(self, i: int) -> np.ndarray:
+        """Of one window."""
+        window = self.windows[i : i + 1]
+        with torch.inference_mode():
+            return row_of(self.network.reduce(window[:, :, -1], window, self.prepared), self.network).numpy()
+
+    def said(self, i: int) -> np.ndarray:
+        """What the network says of it, as a row."""
+        window = self.windows[i : i + 1]
+        with torch.inference_mode():
+            reduced = self.network.reduce(window[:, :, -1], window, self.prepared)
+            logits, whole = self.network.look(reduced, self.prepared.for_windows)[-1]
+            return torch.cat([logits.reshape(1, -1), whole], dim=1).numpy()
+
+
+def make_looked(used: np.ndarray) -> Looked:
+    head = arrays()
+    torch.manual_seed(3)
+    network = build_network("fusion", OPTIONS["fusion"] | {"k": 40}, head).eval().requires_grad_(False)
+    for values in network.parameters():
+        values += 0.05 * torch.randn_like(values)
+    head = replace(head, leadfield=head.leadfield * used[:, None], used=used, rank=int(used.sum()))
+    return Looked(network, network.prepare(head), torch.from_numpy(trial_windows(head.leadfield, used, 4, 20)))
+
+
+CHANNELS = {
+    "all": np.ones(54, dtype=bool),
+    "EEG alone": np.arange(54) < N_EEG,
+    "MEG, some bad": (np.arange(54) >= N_EEG) & (np.arange(54) % 5 > 0),
+}
+
+
+@pytest.fixture(scope="session")
+def looked() -> dict[str, Looked]:
+    """What is looked at with some sets of channels: "all", "EEG alone", "MEG, some bad"."""
+    return {name: make_looked(used) for name, used in CHANNELS.items()}
+
+
+@pytest.fixture(scope="session")
+def windows(looked: dict[str, Looked]) -> Task:
+    """The task of looking at them, made of all channels, for every set of them."""
+    case = looked["all"]
+    return window_task(case.network, case.row(0), case.operands, "window")
+
+
+@pytest.fixture(scope="session")
+def near() -> Callable[[np.ndarray, np.ndarray], None]:
+    """Asserts that two rows that were said of a window are equal."""
+    return assert_near
+
+
+def assert_near(said: np.ndarray, expected: np.ndarray) -> None:
+    """Equal, but for what a patch at the edge of the first prior does to its own surroundings when it changes places."""
+    assert said.shape == expected.shape
+    apart = np.abs(said - expected) / np.abs(expected).max()
+    assert np.median(apart) < 1e-5
+    assert apart.max() < 1e-2
 
 
 @pytest.fixture(scope="session")

@@ -177,3 +177,14 @@ def test_accuracy_is_what_it_says() -> None:
     assert "relative L2 error 1" in (silent.beyond(LIMITS["fp16"]) or "")
     stale = accuracy([[1.0, 0, 0], [1.0, 0, 0], [1.0, 0, 0]], truth)  # a stream that stands still
     assert stale.beyond(LIMITS["fp16"]) is not None
+
+
+def test_of_windows_three_quarters_are_held() -> None:
+    positions, true = np.array(((0.0, 0, 0), (10.0, 0, 0), (30.0, 0, 0))), [1.0, 0, 0]
+
+    def seen(n_off: int) -> Accuracy:
+        said = np.array(n_off * [[0.0, 3.0, 0]] + (4 - n_off) * [true])
+        return accuracy_of(said, np.array(4 * [true]), positions, of_windows=True)
+
+    assert (seen(1).relative_l2, seen(1).peak_mm) == (0.0, 0.0)
+    assert (seen(2).relative_l2, seen(2).peak_mm) == (pytest.approx(10**0.5), 10.0)

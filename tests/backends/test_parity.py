@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 from rt_mmdf.backends.accuracy import LIMITS, accuracy_of
 from rt_mmdf.backends.choice import why_not
-from rt_mmdf.backends.graphed import SIZES
-from rt_mmdf.backends.interface import BackendName, Precision
+from rt_mmdf.backends.interface import SIZES, BackendName, Precision
 from rt_mmdf.networks.pictures import PictureNetwork, PreparedPictures
 from rt_mmdf.solvers.tasks import picture_operands
 
@@ -52,11 +51,11 @@ def test_the_factors_of_a_prior_are_its_estimate(cases: Cases) -> None:
 def test_onnxruntime_is_torch(kind: str, cases: Cases, n: int, seed: int, gain: float, gone: int) -> None:
     case = cases(kind)
     rng = np.random.default_rng(seed)
-    samples = (gain * rng.standard_normal((n, case.task.n_channels))).astype(np.float32)
+    samples = (gain * rng.standard_normal((n, case.task.n_in))).astype(np.float32)
     samples[:, -gone or len(samples[0]) :] = 0
     operands = case.trial.operands
     if isinstance(case.network, PictureNetwork):
-        there = torch.ones(case.task.n_channels)
+        there = torch.ones(case.task.n_in)
         there[-gone or len(there) :] = 0
         operands = picture_operands(PreparedPictures(there, 2.0 + seed))
     said = []

@@ -19,9 +19,10 @@ import pytest
 from rt_mmdf.backends import tensorrt_backend
 from rt_mmdf.backends.choice import Programs, why_not
 from rt_mmdf.backends.engine_cache import EngineCache, EngineKey
-from rt_mmdf.backends.interface import BackendUnavailable, Precision
+from rt_mmdf.backends.interface import BackendUnavailable, Precision, Task
 from rt_mmdf.backends.tensorrt_backend import Library, TensorRtProgram, find_library, types_of
 from rt_mmdf.core.errors import SolverError
+from rt_mmdf.networks.fusion_graph import OPERANDS
 
 Cases = Callable[[str], Any]
 KINDS = ("mmdf", "mmdf-eeg", "mmdf-meg", "convdip", "fusion", "kernel")
@@ -65,8 +66,8 @@ def test_each_network_is_strongly_typed_and_built(
     ends = [network.get_input(i) for i in range(network.num_inputs)] + [network.get_output(0)]
     assert [tensor.name for tensor in ends] == ["samples", *task.operand_names, "moments"]
     assert {tensor.dtype for tensor in ends} == {trt.DataType.FLOAT}
-    assert tuple(ends[0].shape) == (3, task.n_channels)
-    assert tuple(ends[-1].shape) == (3, task.n_sources)
+    assert tuple(ends[0].shape) == (3, task.n_in)
+    assert tuple(ends[-1].shape) == (3, task.n_out)
     layers = [network.get_layer(i) for i in range(network.num_layers)]
     products = [layer for layer in layers if str(layer.type).rpartition(".")[2] in tensorrt_backend.PRODUCTS]
     n_products = {"mmdf": 6, "mmdf-eeg": 5, "mmdf-meg": 5, "convdip": 3, "fusion": 2, "kernel": 1}[kind]
@@ -76,6 +77,17 @@ def test_each_network_is_strongly_typed_and_built(
     }
     assert len(program.engine(3)) > 1000
     assert program.n_built == 1
+
+
+def test_what_is_done_with_windows_is_strongly_typed_and_built(windows: Task, library: Library, cache: EngineCache) -> None:
+    program = TensorRtProgram(windows, "fp32", cache, library)
+    trt = library.module
+    network, *_ = network_of(program, 1)
+    ends = [network.get_input(i) for i in range(network.num_inputs)] + [network.get_output(0)]
+    assert [tensor.name for tensor in ends] == ["window", *OPERANDS, "prior"]
+    assert {tensor.dtype for tensor in ends} == {trt.DataType.FLOAT}
+    assert tuple(ends[-1].shape) == (1, windows.n_out)
+    assert len(program.engine(1)) > 1000
 
 
 def test_what_was_built_is_kept_for_its_own_user_alone_and_found_again(

@@ -3,10 +3,12 @@
     OMP_NUM_THREADS=1 python tools/bench/backends.py --report tools/bench/backends.json
 
 Of every model what is done for every sample (for a model that sees windows: under the factors of a prior), one sample and a
-hop of ten at a time, host to host; what is made of a window is timed by itself. All take turns, round by round, so that what
-else the machine does is shared by all. The kernel is a linear inverse of the same size: torch, ONNX Runtime, and the solver
-of the classical inverses. The floor is the larger of two: operations over the rate of a large matrix product, bytes of
-weights and operands over the rate at which 256 MB are read; weights that stay in a cache may be read faster than that.
+hop of ten at a time, host to host; what is made of a window, from its columns to the factors and the estimate of the last of
+them, is timed by itself, and so is the network part of it alone, by the clock and by processor time. All take turns, round
+by round, so that what else the machine does is shared by all. The kernel is a linear inverse of the same size: torch, ONNX
+Runtime, and the solver of the classical inverses. The floor is the larger of two: operations over the rate of a large matrix
+product, bytes of weights and operands over the rate at which 256 MB are read; weights that stay in a cache may be read
+faster than that.
 """
 
 from __future__ import annotations
@@ -24,15 +26,14 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from rt_mmdf.backends.accuracy import trial_windows
 from rt_mmdf.backends.choice import Programs, Trial, precisions_of, tried_runner, why_not
-from rt_mmdf.backends.interface import BACKENDS, Runner, Task, describe
-from rt_mmdf.backends.torch_backend import TorchBackend
+from rt_mmdf.backends.interface import BACKENDS, BackendName, Runner, Task, describe
 from rt_mmdf.core.errors import SolverError
 from rt_mmdf.solvers.artefact import find_model, load_artefact
 from rt_mmdf.solvers.linear import LinearSolver
 from rt_mmdf.solvers.network import TrainedNetwork
 from rt_mmdf.solvers.tasks import kernel_task
+from rt_mmdf.solvers.windows import WindowPrograms
 
 sys.path.insert(0, str(Path(__file__).parent))
 from machine import machine
@@ -57,16 +58,18 @@ def runners_of(programs: Programs, trial: Trial) -> tuple[dict[str, Runner], dic
     return there, absent
 
 
-def take_turns(calls: dict[str, Callable[[], Any]], rounds: int, per_round: int = 5) -> dict[str, dict[str, float]]:
+def take_turns(
+    calls: dict[str, Callable[[], Any]], rounds: int, per_round: int = 5, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, dict[str, float]]:
     """p50 and p99 of each, ms; the first call of a turn warms the caches for its own kind and is not counted."""
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
             call()
             for _ in range(per_round):
-                began = time.perf_counter()
+                began = clock()
                 call()
-                taken[name].append(1e3 * (time.perf_counter() - began))
+                taken[name].append(1e3 * (clock() - began))
     return {
         name: {"p50": round(float(np.median(times)), 4), "p99": round(float(np.percentile(times, 99)), 4)}
         for name, times in taken.items()
@@ -95,7 +98,7 @@ def _seconds(call: Callable[[], Any]) -> float:
 def cost(task: Task, operands: tuple[np.ndarray, ...], n: int) -> tuple[int, int]:
     """Operations for n samples, and bytes of weights and operands."""
     module = task.module("fp32")
-    given = [torch.zeros(n, task.n_channels), *(torch.from_numpy(np.ascontiguousarray(operand)) for operand in operands)]
+    given = [torch.zeros(n, task.n_in), *(torch.from_numpy(np.ascontiguousarray(operand)) for operand in operands)]
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         module(*given)
     weights = sum(values.numel() * 4 for values in module.parameters())
@@ -132,13 +135,43 @@ def bench(name: str, rounds: int, rates: tuple[float, float]) -> dict[str, Any]:
             "weight_bytes": size,
             "floor_ms": {key: round(value, 4) for key, value in floors.items()},
         }
-    if artefact.n_times > 1:
-        backend = TorchBackend(model.network, fitted.prepared)
-        windows = trial_windows(fitted.arrays.leadfield, fitted.arrays.used, 8, artefact.n_times)
-        turn = iter(range(10**9))
-        looks = {"torch": lambda: backend.context(windows[next(turn) % len(windows)])}
-        report["window"] = {"ms": take_turns(looks, max(4, rounds // 8))}
+    if (looks := model.window_trial(fitted)) is not None:
+        report["window"] = bench_windows(*looks, max(4, rounds // 8))
     return report
+
+
+def bench_windows(programs: WindowPrograms, trial: Trial, rounds: int) -> dict[str, Any]:
+    """Looks at windows by every backend, in turns, how true they are, and the network part alone where it is a graph."""
+    there: dict[BackendName, Runner] = {}
+    absent: dict[BackendName, str] = {}
+    accuracy: dict[BackendName, dict[str, float]] = {}
+    for backend in BACKENDS:
+        try:
+            there[backend], outcome = tried_runner(programs, trial, backend, "fp32")
+        except SolverError as error:
+            absent[backend] = str(error)
+        else:
+            assert outcome.accuracy is not None
+            accuracy[backend] = outcome.accuracy.as_dict()
+    turn = iter(range(10**9))
+
+    def look(runner: Runner) -> None:
+        i = next(turn) % len(trial.samples)
+        runner(trial.samples[i : i + 1])
+
+    calls: dict[str, Callable[[], Any]] = {name: partial(look, runner) for name, runner in there.items()}
+    assert programs.task.example is not None
+    row, operands = programs.task.example
+    for name in there:
+        alone = programs.shared.runner(name)
+        alone.load(*operands)
+        calls[f"network part, {name}"] = partial(alone, row)
+    return {
+        "ms": take_turns(calls, rounds, 3),
+        "processor_ms": take_turns(calls, rounds, 3, time.thread_time),
+        "accuracy": accuracy,
+        "not_here": absent,
+    }
 
 
 def main() -> None:

@@ -34,14 +34,15 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # the checkout need not be i
 from rt_mmdf.backends.accuracy import accuracy_of, trial_samples, trial_windows
 from rt_mmdf.backends.choice import Programs, Trial, precisions_of, tried, why_not
 from rt_mmdf.backends.engine_cache import EngineCache
-from rt_mmdf.backends.graphed import SIZES
 from rt_mmdf.backends.interface import BACKENDS, Precision, describe
 from rt_mmdf.backends.tensorrt_backend import TensorRtProgram, driver_version, find_library
 from rt_mmdf.backends.torch_backend import TorchBackend, load_weights
 from rt_mmdf.networks.build import build_network
+from rt_mmdf.networks.fusion_graph import example_row, operands_of
 from rt_mmdf.networks.interface import EEG, GRAD, MAG, Batch, ForwardArrays, SourceNetwork
 from rt_mmdf.networks.pictures import PictureNetwork
-from rt_mmdf.solvers.tasks import factor_task, kernel_task, picture_operands, picture_task
+from rt_mmdf.solvers.tasks import factor_task, kernel_task, picture_operands, picture_task, window_task
+from rt_mmdf.solvers.windows import WindowPrograms
 
 ROOT = Path(__file__).parents[2]
 KINDS = ("mmdf", "convdip", "fusion", "kernel")
@@ -152,12 +153,41 @@ def bench_backends(programs: Programs, trial: Trial, calls: int) -> dict[str, An
     return report
 
 
+def bench_windows(network: Any, arrays: ForwardArrays, engines: EngineCache, calls: int) -> dict[str, Any]:
+    """Looks at windows with the network part on each backend: how true, how long as a whole, how long that part alone."""
+    prepared = network.prepare(arrays)
+    windows = trial_windows(arrays.leadfield, arrays.used, 8, network.n_times)
+    row, operands = example_row(network, prepared, windows[0]), operands_of(prepared, network)
+    shared = Programs(window_task(network, row, operands, "fusion, windows"), engines)
+    programs = WindowPrograms(shared, network, prepared, arrays.n_channels)
+    trial = Trial(windows.reshape(len(windows), -1), (), arrays.positions_mm, of_windows=True)
+    report: dict[str, Any] = {"tensorrt_builds": build_without_running(shared, engines)}
+    for backend in BACKENDS:
+        if (reason := why_not(backend)) is not None:
+            report[backend] = {"not_here": reason}
+            continue
+        try:
+            runner = programs.runner(backend)
+            outcome = tried(runner, programs, trial)
+            own: dict[str, Any] = {"accuracy": outcome.accuracy and outcome.accuracy.as_dict(), "problem": outcome.problem}
+            if outcome.problem is None:
+                own["ms_look"] = milliseconds(partial(runner, trial.samples[:1]), max(5, calls // 20))
+                with shared.runner(backend) as alone:
+                    alone.load(*operands)
+                    own["ms_network"] = milliseconds(partial(alone, row), max(5, calls // 20))
+            runner.close()
+        except Exception as error:  # as in `bench_backends`
+            own = {"failed": f"{type(error).__name__}: {error}"}
+        report[backend] = own
+    return report
+
+
 def bench_throughput(programs: Programs, trial: Trial, device: torch.device, precision: Precision) -> dict[str, float]:
     """Samples a second of large batches that are on the device already, by torch."""
     module = programs.task.module(precision).to(device)
     operands = [torch.from_numpy(np.ascontiguousarray(operand)).to(device) for operand in trial.operands]
     n = THROUGHPUT if device.type == "cuda" else 64
-    samples = torch.randn(n, programs.task.n_channels, device=device)
+    samples = torch.randn(n, programs.task.n_in, device=device)
     with torch.inference_mode():
         for _ in range(3):
             module(samples, *operands)
@@ -240,7 +270,9 @@ def build_without_running(programs: Programs, engines: EngineCache) -> dict[str,
     try:
         library = find_library()
         sizes = {
-            precision: [len(TensorRtProgram(programs.task, precision, engines, library).engine(n)) for n in SIZES]
+            precision: [
+                len(TensorRtProgram(programs.task, precision, engines, library).engine(n)) for n in programs.task.sizes
+            ]
             for precision in programs.task.precisions
         }
     except Exception as error:
@@ -301,6 +333,7 @@ def main() -> None:
             own["throughput"] = {p: bench_throughput(programs, trial, device, p) for p in precisions}
             if kind == "fusion":
                 own["window"] = bench_prior(network, arrays, device, given.calls)
+                own["window_backends"] = bench_windows(network, arrays, engines, given.calls)
             if kind in TRAINED:
                 own["training"] = bench_training(kind, arrays, device, given.seconds)
             report["networks"][kind] = own
