@@ -1,4 +1,4 @@
-"""Times of all samples of one stream: what the aligner makes of them, kept from the beginning."""
+"""Times of all samples of one stream, kept from the beginning, by all that is known of its clocks now."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from rt_mmdf.lsl.interface import ClockOffset
 class SampleTimes:
     """Numbers and times one channel of a stream, as the `Aligner` does, without a grid, and without the device's lag.
 
-    Samples before the sender's clock was set are forgotten: their times cannot be compared.
+    Other than there, times are not fixed when a sample comes: the sender's clock is taken as it is known by now, so that the
+    first samples profit from the later measurements. Samples before that clock was set are forgotten: their times cannot be
+    compared.
 
     Parameters
     ----------
@@ -32,8 +34,8 @@ class SampleTimes:
         self.sfreq = sfreq
         self._by_arrival = stamping == "arrival"
         self._timeline, self._clock = timeline_of(stamping, sfreq, name)
-        self._map = TimeMap(sfreq, history=None)
-        self._epoch = 0
+        self._map = TimeMap(sfreq, history=None)  # to the sender's time
+        self._epoch = (0, 0)
         self._waiting: list[tuple[Float64, Float64]] = []
         self._index: list[NDArray[np.int64]] = []
         self._values: list[Float64] = []
@@ -58,8 +60,8 @@ class SampleTimes:
         while len(stamps):
             placement = self._timeline.place(stamps)
             if len(placement.keep):
-                if self._timeline.epoch != self._epoch:
-                    self._epoch = self._timeline.epoch
+                if (self._timeline.epoch, self._clock.steps) != self._epoch:
+                    self._epoch = self._timeline.epoch, self._clock.steps
                     self._map.restart()
                     self._forget()
                 if not self._map.ready:
@@ -74,13 +76,10 @@ class SampleTimes:
         self._waiting = [(stamps, values)]
 
     def _bend(self, index: int) -> None:
-        sender = self._timeline.sender_time(index)
-        interval = (1 + self._timeline.rate_error) / self.sfreq * (1 + self._clock.drift)
-        if self._map.bend(index, self._clock.to_local(sender), interval):
+        interval = (1 + self._timeline.rate_error) / self.sfreq
+        if self._map.bend(index, self._timeline.sender_time(index), interval):
             self._forget()
-        self._sd.append(
-            (index, math.hypot(self._timeline.sender_time_sd(index), self._clock.sd(sender), self._map.error / 2))
-        )
+        self._sd.append((index, math.hypot(self._timeline.sender_time_sd(index), self._map.error / 2)))
 
     def _forget(self) -> None:
         self._index.clear()
@@ -95,12 +94,16 @@ class SampleTimes:
 
     def times_at(self, position: Float64) -> Float64:
         """This machine's LSL time at these sample numbers (increasing, fractions allowed), seconds."""
-        return self._map.times_at(position) if len(position) else np.empty(0)
+        if not len(position):
+            return np.empty(0)
+        return np.array([self._clock.to_local(sender) for sender in self._map.times_at(position).tolist()])
 
     def sd_at(self, position: Float64) -> Float64:
-        """Standard deviations of these times, as they were known when the samples came, seconds."""
-        if not self._sd:
+        """Standard deviations of these times, seconds."""
+        if not self._sd or not len(position):
             return np.full(len(position), np.inf)
         index, sd = (np.array(column) for column in zip(*self._sd, strict=True))
-        known: Float64 = sd[np.maximum(np.searchsorted(index, position, side="right") - 1, 0)]
+        counted = sd[np.maximum(np.searchsorted(index, position, side="right") - 1, 0)]
+        clock = np.array([self._clock.sd(sender) for sender in self._map.times_at(position).tolist()])
+        known: Float64 = np.hypot(counted, clock)
         return known

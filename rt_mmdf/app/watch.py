@@ -44,8 +44,9 @@ class Watch:
     The kinds, of a stream: ``stall``, ``late``, ``stream_gone``, ``stream_unusable``, ``stream_changed``, ``gap``,
     ``clock_step``, ``double``, ``drift``, ``future_stamps``, ``unaligned``, ``duplicate_stamps``, ``backward_stamps``,
     ``bad_stamps``, ``nonfinite``, ``bad_channels``; of the engine: ``skipped_hops``, ``missed_deadlines``, ``solver``,
-    ``fallback``, ``backend``, ``operators``, ``overwritten``, ``publish``; of what is written: ``disk``, ``not_recorded``;
-    of the process: ``worker`` (a thread raised, and goes on or not), ``suspended``, ``file_handles``, ``memory``.
+    ``fallback``, ``backend``, ``operators``, ``overwritten``, ``publish``, ``resampling``; of what is written: ``disk``,
+    ``not_recorded``; of the process: ``worker`` (a thread raised, and goes on or not), ``suspended``, ``file_handles``,
+    ``memory``.
 
     Parameters
     ----------
@@ -167,6 +168,11 @@ class Watch:
                 "late_ms under [alignment], or let it send smaller blocks."
             )
             self._lasting("late", modality, lag > late_ms, late, f"arrives {lag:.0f} ms after its own time stamps")
+        high = self._session.settings.preprocessing.filters.band_pass.high_hz
+        blunt = (
+            f"at the rate that a stream has now the resampler is exact up to {aligner.pass_hz:.0f} Hz, the filters pass more"
+        )
+        self._lasting("resampling", "engine", high is not None and high > aligner.pass_hz, blunt)
         faults = aligner.faults
         for modality in aligner.newest_report:
             self._lasting("unaligned", modality, modality in faults, faults.get(modality, ""))

@@ -20,6 +20,11 @@ from rt_mmdf.core.errors import StreamDescriptionError, StreamError, StreamNotFo
 from rt_mmdf.lsl.description import check_header
 from rt_mmdf.lsl.interface import ChannelDescription, Clock, ClockOffset, StreamDescription
 
+REJOIN_S = 1.0
+"""Least time from the end of an outlet to the first sample of its successor that an inlet gets without being opened anew;
+with liblsl 1.17.7 it took 1.75 s where it came at all.
+"""
+
 
 class ManualClock:
     """A clock that stands still until it is moved; never backwards."""
@@ -94,8 +99,10 @@ class _Network:
         )
 
     def successor(self, of: MemoryOutlet) -> MemoryOutlet:
-        """`of` itself while it lives; else the outlet that came back with its source id, as liblsl's recovery does."""
-        if not of.closed or not of.description.source_id:
+        """`of` itself while it lives; else the outlet that came back with its source id, as liblsl's recovery does: it asks
+        the network for a second before it goes on.
+        """
+        if not of.closed or not of.description.source_id or of.clock.now() - of.closed_at < REJOIN_S:
             return of
         key = _identity(of.description)
         return next((outlet for outlet in self.outlets if _identity(outlet.description) == key), of)
@@ -175,7 +182,7 @@ class MemoryOutlet:
         self._network = network
         self.description = description
         self.clock = clock
-        self.closed = False
+        self.closed, self.closed_at = False, math.inf
         self._dtype = None if description.dtype == "string" else np.dtype(description.dtype)
         network.outlets.append(self)
 
@@ -213,7 +220,7 @@ class MemoryOutlet:
     def close(self) -> None:
         """Withdraw the stream; a second call does nothing."""
         if not self.closed:
-            self.closed = True
+            self.closed, self.closed_at = True, self.clock.now()
             self._network.outlets.remove(self)
 
 

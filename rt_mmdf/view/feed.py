@@ -306,7 +306,10 @@ class Feed:
         told = report.budget_ms if report is not None else math.nan
         past = self._past.get() or Counts()
         if status in (Status.LIVE, Status.SILENT) and shown is not None and not shown.link.has_companion:
-            without = "its companion stream is not there: nobody knows whether a modality is missing, nor how late it is"
+            without = (
+                "its companion stream is not there (or there are several): nobody knows whether a modality is missing, nor "
+                "how late it is"
+            )
             problem = f"{problem}; {without}" if problem else without
         return FeedState(
             status=status,

@@ -237,7 +237,7 @@ def test_a_stream_that_comes_back_useless_is_left_alone_until_it_is_of_use(
     assert (receiver.trouble, receiver.arrivals.n_received) == (None, 2)
 
 
-@pytest.mark.parametrize("gap_s", [0.4, 1.4, 20.0])
+@pytest.mark.parametrize("gap_s", [1.0, 1.4, 20.0])
 def test_a_successor_that_the_library_joins_by_itself_is_read_by_its_own_description(gap_s: float) -> None:
     transport = MemoryTransport()
     assert isinstance(transport.clock, ManualClock)
@@ -250,17 +250,13 @@ def test_a_successor_that_the_library_joins_by_itself_is_read_by_its_own_descrip
     outlet.close()
     turned = replace(AMP, channels=CHANNELS[::-1])
     outlet = transport.outlet(turned)  # same name, type, source id, number of channels: the library says nothing
-    if gap_s < 1.0:  # it cannot be so quick
-        outlet.close()
-        outlet = transport.outlet(AMP)
     transport.clock.advance(gap_s)
-    data = ROWS[:, ::-1] if gap_s > 1.0 else ROWS
-    outlet.push(data, np.array([3.0, 4.0]))
+    outlet.push(ROWS[:, ::-1], np.array([3.0, 4.0]))
     receiver.step()
     block = receiver.ring.read()
     assert block is not None
     np.testing.assert_array_equal(block.data, np.hstack([SI, SI]))
-    assert tapped[-1] == (("Cz", "EOG", "Fz") if gap_s > 1.0 else ("Fz", "EOG", "Cz"))
+    assert tapped == [("Fz", "EOG", "Cz"), ("Cz", "EOG", "Fz")]
 
 
 def test_a_gap_in_arrival_is_a_stall_relative_to_the_usual_blocks() -> None:

@@ -192,7 +192,7 @@ def test_times_of_samples_are_those_of_the_senders_clock_however_they_come(
     assert len(index) > 9900
     late = index[index > 2000]
     error = np.abs(times.times_at(late.astype(float)) - true[late])
-    assert error.max() < 3e-4
+    assert error.max() < 1e-4
     assert (error < 4 * times.sd_at(late) + 5e-5).all()
 
 

@@ -23,8 +23,9 @@ SPEED, BEGIN, AWAY_S = 30.0, 1000.0, 50.0
 LAG_S = {Modality.EEG: 0.0613, Modality.MEG: 0.004}
 RATE = {Modality.EEG: 500.0, Modality.MEG: 1000.0}
 ASKED = Triggers({}, n_triggers=20, seconds=100.0)
+LONG = {"buffer_s": 600.0}  # a machine that is busy for half a second loses a quarter of a minute
 IRREGULAR = BEGIN + np.cumsum(np.random.default_rng(8).uniform(0.6, 1.4, 200))
-SETTINGS = SessionSettings.model_validate({"acquisition": {"eeg": {"name": "e"}, "meg": {"name": "m"}}})
+SETTINGS = SessionSettings.model_validate({"acquisition": {"eeg": {"name": "e"} | LONG, "meg": {"name": "m"} | LONG}})
 
 
 class QuickClock:
@@ -57,7 +58,9 @@ class OneLookTransport(MemoryTransport):
 
 @contextmanager
 def laboratory(shown: dict[Modality, np.ndarray]) -> Iterator[MemoryTransport]:
-    """Two devices that show triggers at these true times, and a stimulus program that tells when it set the EEG's."""
+    """Two devices that show triggers at these times since somebody listens, and a stimulus program that tells when it set
+    the EEG's.
+    """
     transport = OneLookTransport(QuickClock())
     away = transport.machine("amplifier", offset_s=AWAY_S)
     outlets, sent = {}, dict.fromkeys(Modality, 0)
@@ -66,22 +69,24 @@ def laboratory(shown: dict[Modality, np.ndarray]) -> Iterator[MemoryTransport]:
         where = away if modality is Modality.EEG else transport
         outlets[modality] = where.outlet(StreamDescription(name, "", name, RATE[modality], "float32", channels, {}))
     texts = transport.outlet(StreamDescription("stim", "Markers", "s", 0.0, "string", (ChannelDescription("m"),), {}))
-    told = [0]
+    told, later_s = [0], [np.inf]
 
     def send() -> None:
         now = transport.clock.now()
+        if later_s[0] == np.inf and all(outlet.has_consumers() for outlet in outlets.values()):
+            later_s[0] = now - BEGIN
         for modality, outlet in outlets.items():
             lag, rate = LAG_S[modality], RATE[modality]
             stop = int((now - lag - BEGIN) * rate)
             t = BEGIN + np.arange(sent[modality], stop) / rate
             if len(t) > 0.02 * rate:
-                since = t[:, None] - shown[modality][None, :]
+                since = t[:, None] - shown[modality][None, :] - later_s[0]
                 step = 5.0 * ((since >= 0) & (since < 0.1)).any(axis=1)
                 stamps = t + lag + (AWAY_S if modality is Modality.EEG else 0.0)
                 outlet.push(np.stack([np.zeros(len(t)), step], axis=1).astype(np.float32), stamps)
                 sent[modality] = stop
-        while told[0] < len(shown[Modality.EEG]) and shown[Modality.EEG][told[0]] <= now:
-            texts.push(["set"], float(shown[Modality.EEG][told[0]]))
+        while told[0] < len(shown[Modality.EEG]) and shown[Modality.EEG][told[0]] + later_s[0] <= now:
+            texts.push(["set"], float(shown[Modality.EEG][told[0]] + later_s[0]))
             told[0] += 1
         worker.pause(0.002)
 
@@ -104,7 +109,10 @@ def test_20_triggers_are_enough() -> None:
 
 
 def test_the_reference_keeps_the_lag_that_it_has() -> None:
-    known = {"eeg": {"name": "e", "lag_ms": 61.3, "lag_uncertainty_ms": 0.2}, "meg": {"name": "m", "lag_ms": 500.0}}
+    known = {
+        "eeg": {"name": "e", "lag_ms": 61.3, "lag_uncertainty_ms": 0.2} | LONG,
+        "meg": {"name": "m", "lag_ms": 500.0} | LONG,
+    }
     settings = SessionSettings.model_validate({"acquisition": known})
     with laboratory(dict.fromkeys(Modality, IRREGULAR)) as transport:
         (meg,) = measure_lags(settings, transport, replace(ASKED, reference=Modality.EEG))

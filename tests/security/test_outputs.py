@@ -14,7 +14,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rt_mmdf.app.export import _write_forms
 from rt_mmdf.app.scorecard import plain, write_json
 from rt_mmdf.core.blocks import SourceEstimate, StageStamps
 from rt_mmdf.core.errors import ArtefactError
@@ -47,10 +46,6 @@ def test_a_name_of_a_model_is_the_name_of_a_file_in_the_folder(name: str) -> Non
 
 def test_a_model_with_another_name_is_not_read(tmp_path: Path) -> None:
     """Where it was, `../../evil` wrote `evil-fp32.onnx` two folders above the one that was given."""
-    task = SimpleNamespace(precisions=("fp32",), onnx=lambda n, precision: b"graph")
-    programs: Any = SimpleNamespace(task=task)
-    assert _write_forms(programs, "small", tmp_path / "out") == ["small-fp32.onnx"]
-    assert files_below(tmp_path) == {"out/small-fp32.onnx"}
     content, files = small_artefact()
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     for name, data in files.items():

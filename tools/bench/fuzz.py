@@ -162,7 +162,6 @@ def main() -> int:
     result = {
         "engine": given.engine,
         "version": importlib.metadata.version(given.engine),
-        "seconds_each": given.seconds,
         "inputs": sum(own["inputs"] for own in figures.values()),
         "errors": sum(bool(own.get("error")) for own in figures.values()),
         "targets": figures,
