@@ -78,7 +78,7 @@ def window_limits(torch: Accuracy) -> Limits:
     more than what single precision itself leaves open.
     """
     return Limits(
-        max(WINDOW_LIMITS.relative_l2, 2 * torch.relative_l2),
+        min(max(WINDOW_LIMITS.relative_l2, 2 * torch.relative_l2), 1.0),  # an error as large as the map is one anyway
         min(WINDOW_LIMITS.correlation, 1 - 2 * (1 - torch.correlation)),
         max(WINDOW_LIMITS.peak_mm, torch.peak_mm),
     )

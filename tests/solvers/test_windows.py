@@ -181,6 +181,8 @@ def test_nobody_is_held_to_more_than_torch_keeps_to() -> None:
     assert Accuracy(9e-2, 0.85, 12.0).beyond(window_limits(loose)) is None
     assert Accuracy(0.2, 0.85, 12.0).beyond(window_limits(loose)) is not None
     assert loose.beyond(window_limits(loose)) is None
+    nothing = Accuracy(float("inf"), float("-inf"), float("inf"))  # NaN was said
+    assert nothing.beyond(window_limits(nothing)) is not None
 
 
 @pytest.mark.slow
