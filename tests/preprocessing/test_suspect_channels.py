@@ -119,3 +119,27 @@ def test_nobody_is_suspected_on_the_real_recording(sample_data: Path) -> None:
     block = SensorBlock(channels, data, times, np.zeros(len(times), np.uint32), times, 0)
     out = SuspectChannels(SuspectSettings(), raw.info["sfreq"], HOLD)(block)
     assert not (out.flags & SUSPECT).any()
+
+
+@pytest.mark.parametrize("off", [1e-3, 0.1, 10.0])
+def test_a_channel_comes_back_when_the_filters_have_forgotten_how_far_it_was_off(off: float) -> None:
+    data = noise(6000)
+    spoilt = data.copy()
+    spoilt[4, AT:2000] = off
+
+    def cleaned(samples: np.ndarray) -> tuple[np.ndarray, list[frozenset[str]]]:
+        cleaning, out, bads = Cleaning(PreprocessingSettings(), SFREQ), [], []
+        for first in range(0, samples.shape[1], 5):
+            times = (first + np.arange(5)) / SFREQ
+            block = SensorBlock(CHANNELS, samples[:, first : first + 5], times, np.zeros(5, np.uint32), times, first)
+            done = cleaning(block)
+            out.append(done.data)
+            bads += [done.bads] * 5
+        return np.hstack(out), bads
+
+    right, _ = cleaned(data)
+    got, bads = cleaned(spoilt)
+    back = 2000 + bads[2000:].index(frozenset())
+    assert "E4" in bads[1999]
+    assert 2000 + 3 * SFREQ <= back < 6000
+    assert np.abs(got[4, back:] - right[4, back:]).max() < 0.1 * right[4].std()

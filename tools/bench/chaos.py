@@ -23,8 +23,9 @@ the session itself says it images with (`bad_channels` of its health). An estima
 
 Unaffected are the samples of which neither the filters' memory (their settling time), nor the resampler's reach, nor the
 solver's window, nor the hop holds a sample that a fault has touched, by the replay's own log. A seed fails by an exception,
-a hang, an estimate that is neither right nor flagged nor not yet seen, or a flag later than 1 s plus settling after the end
-of a fault.
+a hang, an estimate that is neither right nor flagged nor not yet seen, a stream that is back and not listened to within 6 s,
+or a flag later than 1 s plus settling after the end of a fault. Channels that are good again come back some seconds later;
+what is flagged only because their operator is being built then is counted apart.
 All seeds together fail where less than 95 % of the unaffected samples are unflagged, or where the process has
 grown by more than 20 MB since an eighth of the seeds was done.
 """
@@ -340,6 +341,7 @@ class Verdict:
     not_yet_seen: int = 0  # neither right nor flagged, in the first 100 ms of a channel that goes bad
     worst_not_yet_seen: float = 0.0
     wrong_by_fault: dict[str, int] = field(default_factory=dict)
+    pending_at_return: int = 0  # later than that, while the operator for channels that are good again is built
     late_flags: int = 0  # later than 1 s and the settling after a fault's end
     unheard_s: float = 0.0  # longest time that an outlet that was back was not listened to
     longest_clear_s: float = 0.0  # from the end of a fault to the last flag of it
@@ -379,8 +381,11 @@ def judge(arena: Arena, run: Run, seed: int, tolerance: float) -> Verdict:
     verdict = Verdict(seed, *told_of([injected.fault for injected in run.faults]), sizes=run.sizes)
     for injected in run.faults:
         if injected.fault.kind in VANISHING and injected.stop is not None:
-            heard = math.inf if injected.heard_from is None else injected.heard_from
-            verdict.unheard_s = max(verdict.unheard_s, (heard - injected.stop) / SFREQ)
+            heard_s = math.inf if injected.heard_from is None else injected.heard_from / SFREQ
+            own = [other.fault for other in run.faults if other.fault.modality is injected.fault.modality]
+            back_s = injected.stop / SFREQ  # or when there is something to hear
+            back_s = max([back_s, *(f.end_s for f in own if f.kind is FaultKind.STALL and f.start_s <= back_s)])
+            verdict.unheard_s = max(verdict.unheard_s, heard_s - back_s)
     wanted = arena.expected(run)
     scale = np.sqrt((arena.faultless.data.astype(float) ** 2).sum(axis=0).mean())
     invalid = (run.flags & np.uint32(Flag.INVALID)) != 0
@@ -415,7 +420,9 @@ def judge(arena: Arena, run: Run, seed: int, tolerance: float) -> Verdict:
     verdict.worst_unaffected = float(error[unaffected & told].max(initial=0.0))
     verdict.worst_unflagged = float(error[told & ~early].max(initial=0.0))
     verdict.wrong = int(wrong.sum())
-    verdict.late_flags = int((flagged & started & ~may_be_flagged).sum())
+    pending = (run.flags == np.uint32(Flag.OPERATOR_PENDING)) & started & ~may_be_flagged
+    verdict.pending_at_return = int(pending.sum())
+    verdict.late_flags = int((flagged & started & ~may_be_flagged & ~pending).sum())
     for begin, end, kind in spans:
         during = (times >= begin) & (times <= end + memory_s + CLEAR_S)
         if n := int((wrong & during).sum()):
@@ -511,6 +518,7 @@ def summary(verdicts: list[Verdict], tolerance: float, settling_s: float) -> dic
         "worst_unflagged": float(np.nanmax([v.worst_unflagged for v in verdicts])),
         "longest_unheard_s": max(v.unheard_s for v in verdicts),
         "longest_clear_s": max(v.longest_clear_s for v in verdicts),
+        "pending_at_return": sum(v.pending_at_return for v in verdicts),
         "late_flags": sum(v.late_flags for v in verdicts),
         "growth_mb": round(growth_mb(verdicts), 1),
         "longest_seed_s": max(v.seconds for v in verdicts),
