@@ -30,6 +30,7 @@ PATIENCE_S = 0.25  # an estimate waits so long for its companion
 BUFFER_S = 2.0  # of the transport: what a view is late by at most before samples are lost
 COMPANION_BUFFER_S = 10 * BUFFER_S  # small, and tells what was lost
 SILENCE_S = 1.0  # no engine is started again in less
+ANOTHER_ORIGIN_S = 0.25  # between the beginnings of two grids; far less: one whose clock is fitted better and better
 COMPANION_LIMIT_S = 3.0  # so long is waited for it to be subscribed to
 COMPANION_WAIT_S = 0.01  # it is pushed right after its estimate
 MAX_WAITING_BYTES = 32_000_000
@@ -40,7 +41,7 @@ UPDATES_BUFFERED = 4  # of an average
 
 
 class Restarted(Exception):
-    """The numbering began anew: another engine speaks through the same streams."""
+    """The numbering began anew, or does not go with the time any more: another engine speaks through the same streams."""
 
 
 @dataclass(frozen=True)
@@ -282,6 +283,7 @@ class EstimateLink:
         self._counts = Counts()
         self._flooded = 0  # received with a good stamp, and discarded
         self._last_index = self._last_hop = -math.inf
+        self._origin = math.nan
         self._ready = self._closed = False
 
     def look_for_companion(self, found: Sequence[StreamDescription]) -> None:
@@ -336,6 +338,8 @@ class EstimateLink:
         ------
         StreamError
             The outlet is gone for good.
+        Restarted
+            Another engine speaks; nothing of it has gone into the history.
         """
         if not self._ready and self.silent_s < COMPANION_LIMIT_S:
             return False
@@ -393,13 +397,16 @@ class EstimateLink:
         rows, times = rows[sane], times[sane]
         if len(rows) == 0:
             return
-        if (np.diff(rows[:, 0], prepend=self._last_hop) < 0).any():
-            raise Restarted
         index = rows[:, 1]
+        # an engine counts by its grid: where index and time do not go together, another one speaks that has counted on
+        origin = times - index / (self.engine.sfreq * self.engine.decimation)
+        apart = np.abs(np.diff(origin, prepend=self._origin))
+        if (np.diff(rows[:, 0], prepend=self._last_hop) < 0).any() or (apart > ANOTHER_ORIGIN_S).any():
+            raise Restarted
         steps = np.diff(index, prepend=self._last_index) / self.engine.decimation
         holes = np.clip(np.rint(steps[np.isfinite(steps)]) - 1, 0, 1e12).sum()
         self._counts = replace(self._counts, holes=self._counts.holes + int(holes))
-        self._last_hop, self._last_index = float(rows[-1, 0]), float(index[-1])
+        self._last_hop, self._last_index, self._origin = float(rows[-1, 0]), float(index[-1]), float(origin[-1])
         self.latencies.add(rows, times)
         self._pairing.companions(rows, times)
 
