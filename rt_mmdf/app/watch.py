@@ -209,8 +209,9 @@ class Watch:
             self._lasting("fallback", "engine", fallback.active, detail)
         model = session.imaging.model_status
         if model is not None:
-            fallen = model["backend"].get("fallen_back")
-            self._lasting("backend", "engine", fallen, f"the backend was given up for {model['backend']['name']}: {fallen}")
+            for subject, backend in (("engine", model["backend"]), ("windows", model["window_backend"] or {})):
+                fallen = backend.get("fallen_back")
+                self._lasting("backend", subject, fallen, f"the backend was given up for {backend.get('name')}: {fallen}")
 
     def _look_at_sinks(self) -> None:
         session = self._session
