@@ -247,24 +247,22 @@ def run_engine(prefix: str, solver: str, seconds: float, out: Path) -> None:
         lambda hop: watched.note_cleaned(hop.block, n_eeg, session.intake.aligner.uncertainty_ms() or np.nan)
     )
     rows, told, looked = [], False, -np.inf
-    with session, out.with_suffix(".log").open("w") as log:
-        while not select.select([0], [], [], 0)[0]:
-            pause.wait(0.2)
-            session.check()
-            if not told and watched.n_hops:
-                print("running", flush=True)
-                told = True
-            if told and time.perf_counter() - looked >= LOOK_S:
-                looked = time.perf_counter()
-                usage = [process.memory_info().rss / 2**20, process.num_threads(), process.num_fds()]
-                rows.append([true_clock(), *usage, process.cpu_times().user + process.cpu_times().system])
-                received = {m.value: r.arrivals.n_received for m, r in session.intake.receivers.items()}
-                log.write(json.dumps({"row": rows[-1], "received": received, "hops": watched.n_hops}) + "\n")
-                log.flush()
-    card = session.scorecard().as_dict()
-    received = {m.value: r.arrivals.n_received for m, r in session.intake.receivers.items()}
-    np.savez(out, hops=watched.hops[: watched.n_hops], windows=np.array(watched.windows), rows=np.array(rows))
-    out.with_suffix(".json").write_text(json.dumps({"card": card, "received": received}))
+    try:
+        with session:
+            while not select.select([0], [], [], 0)[0]:
+                pause.wait(0.2)
+                session.check()
+                if not told and watched.n_hops:
+                    print("running", flush=True)
+                    told = True
+                if told and time.perf_counter() - looked >= LOOK_S:
+                    looked = time.perf_counter()
+                    usage = [process.memory_info().rss / 2**20, process.num_threads(), process.num_fds()]
+                    rows.append([true_clock(), *usage, process.cpu_times().user + process.cpu_times().system])
+    finally:  # what was seen until it failed is worth having
+        received = {m.value: r.arrivals.n_received for m, r in session.intake.receivers.items()}
+        np.savez(out, hops=watched.hops[: watched.n_hops], windows=np.array(watched.windows), rows=np.array(rows))
+        out.with_suffix(".json").write_text(json.dumps({"card": session.scorecard().as_dict(), "received": received}))
 
 
 # the whole
@@ -368,7 +366,7 @@ class Soak:
 
 def soak(folder: Path, solver: str, seconds: float, every_s: float) -> dict[str, object]:
     """Run it, and say what was found."""
-    run = Soak(folder, solver, seconds)
+    run, failure = Soak(folder, solver, seconds), None
     try:
         begun, turn = true_clock(), 0
         time.sleep(every_s / 2)
@@ -377,13 +375,16 @@ def soak(folder: Path, solver: str, seconds: float, every_s: float) -> dict[str,
             turn += 1
             time.sleep(max(0.0, min(begun + (turn + 0.5) * every_s - true_clock(), left)))
         run.end()
+    except SystemExit as error:
+        failure = str(error)
     finally:
         run.kill()
     with np.load(folder / "engine.npz") as arrays:
         hops, windows, rows = arrays["hops"], arrays["windows"], arrays["rows"]
     told = json.loads((folder / "engine.json").read_text())
     return {
-        "seconds": round(seconds),
+        "seconds": round(float(rows[-1, 0] - begun)),
+        "ended_by": failure,
         "fault_every_s": every_s,
         "faults": {f"{whom} {what}": sum((f.whom, f.what) == (whom, what) for f in run.faults) for whom, what in FAULTS},
         "process": _process(rows - [begun, 0, 0, 0, 0]),
@@ -408,6 +409,7 @@ def soak(folder: Path, solver: str, seconds: float, every_s: float) -> dict[str,
                 "invalid_hops",
                 "flags",
                 "overwritten_samples",
+                "incidents",
             )
         },
     }
@@ -483,6 +485,8 @@ def main() -> None:
     if given.report is not None:
         given.report.write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps(report))
+    if found["ended_by"] is not None:
+        sys.exit(1)
 
 
 if __name__ == "__main__":
