@@ -22,14 +22,13 @@ import numpy as np
 from rt_mmdf.alignment.line_fit import Line, median
 from rt_mmdf.alignment.rate_check import RateCheck
 from rt_mmdf.alignment.time_map import OwnClock, SenderClock
-from rt_mmdf.alignment.timeline import Placement, Stamping, Timeline, TimelineCounts, wrong_rate
+from rt_mmdf.alignment.timeline import KNOT_S, FittedTimeline, Placement, Stamping, Timeline, wrong_rate
 from rt_mmdf.core.blocks import Float64
 
 Timing = Stamping | Literal["arrival"]
 
 LEARN_S = 2.0  # of arrivals, the best of which begins the line
 FEW_ARRIVALS = 4  # and at least so many pulls, in at most ten times as long
-KNOT_S = 0.1  # the best arrival of each of these is kept
 EAGER_KNOTS = 30  # the line is renewed at each knot of the first 3 s,
 LAZY_KNOTS = 5  # then at each of so many
 WINDOW_S = 60.0  # of arrivals that the line looks back on
@@ -41,7 +40,7 @@ MAX_GAP_S = 60.0  # a longer hole is not counted: numbers and line begin anew
 N_HALVINGS = 40
 
 
-class ArrivalTimeline:
+class ArrivalTimeline(FittedTimeline):
     """Does what `Timeline` does, from times of receipt in place of stamps; its sender's clock is this machine's.
 
     The result depends on the sequence of these times alone, not on how it was cut into calls.
@@ -63,59 +62,18 @@ class ArrivalTimeline:
     """
 
     def __init__(self, sfreq: float, name: str = "a stream") -> None:
-        self.name = name
-        self.sfreq = sfreq
-        self.counts = TimelineCounts()
-        self.epoch = 0
-        self._knot = max(1, round(KNOT_S * sfreq))
+        super().__init__(sfreq, name)
         self._begin_epoch(0)
 
     def _begin_epoch(self, index: int) -> None:
-        self._next = index
-        self._next_knot = index + self._knot
-        self._origin_index, self._origin_time = index, 0.0
-        self._line: Line | None = None  # of receipt less nominal time, over nominal time since the origin, seconds
-        self._learnt_until = index
+        self._begin_line(index)
         self._newest: tuple[int, float] | None = None  # number and receipt of a sample whose successor decides what it says
         self._best: tuple[float, float] | None = None  # nominal time and receipt less nominal time, best since the knot
         self._x, self._y = array("d"), array("d")  # the best of each knot
         self._late = 0.0  # median of what they are late by
         self._spread = 0.0
-        self._knots = 0
         self._rate_check = RateCheck(self.sfreq, shared_stamps=True)
         self._begins_anew = False  # with the next samples
-
-    @property
-    def next_index(self) -> int:
-        """Number that the next sample gets."""
-        return self._next
-
-    @property
-    def ready(self) -> bool:
-        """Whether the first samples have been placed."""
-        return self._line is not None
-
-    def sender_time(self, index: float) -> float:
-        """Time of sample number `index` on this machine's clock, by the line."""
-        assert self._line is not None, "no sample has been placed yet"
-        nominal = (index - self._origin_index) / self.sfreq
-        return self._origin_time + nominal + self._line(nominal)
-
-    def sender_time_sd(self, index: float) -> float:
-        """Standard deviation of `sender_time`, seconds, delay that all samples have in common left out."""
-        if self._line is None:
-            return float("inf")
-        return self._line.sd((index - self._origin_index) / self.sfreq)
-
-    @property
-    def rate_error(self) -> float:
-        """How much longer a sampling interval is than nominal."""
-        return 0.0 if self._line is None else self._line.slope
-
-    @property
-    def rate_error_sd(self) -> float:
-        """Standard deviation of `rate_error`; infinite before the first samples are placed."""
-        return float("inf") if self._line is None else self._line.slope_sd
 
     @property
     def jitter_sd(self) -> float:

@@ -80,7 +80,67 @@ class _Verdict(NamedTuple):
     n_late: int = 0  # samples from this one until the stamps fit again
 
 
-class Timeline:
+class FittedTimeline:
+    """Numbers of samples, and their times by a line: what timelines by stamps and by arrivals have in common.
+
+    Attributes
+    ----------
+    name, sfreq : of the stream
+    counts : TimelineCounts
+    epoch : int
+        Goes up when times before and after cannot be compared.
+    """
+
+    def __init__(self, sfreq: float, name: str) -> None:
+        self.name = name
+        self.sfreq = sfreq
+        self.counts = TimelineCounts()
+        self.epoch = 0
+        self._knot = max(1, round(KNOT_S * sfreq))
+        self._begin_line(0)
+
+    def _begin_line(self, index: int) -> None:
+        self._next = index  # number of the next sample
+        self._next_knot = index + self._knot
+        self._origin_index, self._origin_time = index, 0.0
+        self._line: Line | None = None  # time less nominal time, over nominal time since the origin, seconds
+        self._learnt_until = index  # samples up to here have been looked at for the begin of the fit
+        self._knots = 0
+
+    @property
+    def next_index(self) -> int:
+        """Number that the next sample gets if nothing is missing before it."""
+        return self._next
+
+    @property
+    def ready(self) -> bool:
+        """Whether the first samples have been placed."""
+        return self._line is not None
+
+    def sender_time(self, index: float) -> float:
+        """Time of sample number `index` by the line, on the clock that tells the times."""
+        assert self._line is not None, "no sample has been placed yet"
+        nominal = (index - self._origin_index) / self.sfreq
+        return self._origin_time + nominal + self._line(nominal)
+
+    def sender_time_sd(self, index: float) -> float:
+        """Standard deviation of `sender_time`, seconds; infinite before the first samples are placed."""
+        if self._line is None:
+            return float("inf")
+        return self._line.sd((index - self._origin_index) / self.sfreq)
+
+    @property
+    def rate_error(self) -> float:
+        """How much longer a sampling interval is than nominal: 1e-4 where samples come 100 ppm too slowly."""
+        return 0.0 if self._line is None else self._line.slope
+
+    @property
+    def rate_error_sd(self) -> float:
+        """Standard deviation of `rate_error`; infinite before the first samples are placed."""
+        return float("inf") if self._line is None else self._line.slope_sd
+
+
+class Timeline(FittedTimeline):
     """Numbers the samples of one stream by its sampling clock, and fits that clock on the sender's.
 
     The result depends on the sequence of stamps alone, not on how it was cut into calls. One placement ends at a knot at the
@@ -104,64 +164,23 @@ class Timeline:
     """
 
     def __init__(self, sfreq: float, stamping: Stamping = "per_sample", name: str = "a stream") -> None:
-        self.name = name
-        self.sfreq = sfreq
+        super().__init__(sfreq, name)
         self.stamping = stamping
-        self.counts = TimelineCounts()
-        self.epoch = 0
-        self._knot = max(1, round(KNOT_S * sfreq))
         self._begin_epoch(0)
 
     def _begin_epoch(self, index: int) -> None:
-        self._next = index  # number of the next sample
-        self._next_knot = index + self._knot
-        self._origin_index, self._origin_time = index, 0.0
-        self._line: Line | None = None  # stamp less nominal time, over nominal time since the origin, seconds
+        self._begin_line(index)
         self._jitter = 0.0
         # one anchor a knot, and the residuals since the last knot; times in x, stamps less nominal times in y
         self._anchor_x, self._anchor_y = array("d"), array("d")
         self._new_x, self._new_y = array("d"), array("d")
-        self._knots = 0
         self._rate, self._rate_sd = 0.0, RATE_SD  # of the sampling clock, before the anchors are looked at
-        self._learnt_until = index  # samples up to here have been looked at for the begin of the fit
         self._late_until = index  # samples up to here whose stamps do not fit are late, nothing is lost before them
         self._last_stamp = float("nan")  # as it came: samples of one block share it
         self._in_block = 0  # samples of the present block so far
         self._block_length = 1
         self._repeated_stamp = float("nan")  # of a block that is being dropped
         self._rate_check = RateCheck(self.sfreq, shared_stamps=self.stamping != "per_sample")
-
-    @property
-    def next_index(self) -> int:
-        """Number that the next sample gets if nothing is missing before it."""
-        return self._next
-
-    @property
-    def ready(self) -> bool:
-        """Whether the first samples have been placed."""
-        return self._line is not None
-
-    def sender_time(self, index: float) -> float:
-        """Time of sample number `index` on the sender's clock, by the fit."""
-        assert self._line is not None, "no sample has been placed yet"
-        nominal = (index - self._origin_index) / self.sfreq
-        return self._origin_time + nominal + self._line(nominal)
-
-    def sender_time_sd(self, index: float) -> float:
-        """Standard deviation of `sender_time`, seconds; infinite before the first samples are placed."""
-        if self._line is None:
-            return float("inf")
-        return self._line.sd((index - self._origin_index) / self.sfreq)
-
-    @property
-    def rate_error(self) -> float:
-        """How much longer a sampling interval is than nominal: 1e-4 where samples come 100 ppm too slowly."""
-        return 0.0 if self._line is None else self._line.slope
-
-    @property
-    def rate_error_sd(self) -> float:
-        """Standard deviation of `rate_error`; infinite before the first samples are placed."""
-        return float("inf") if self._line is None else self._line.slope_sd
 
     @property
     def jitter_sd(self) -> float:
