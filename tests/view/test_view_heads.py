@@ -21,6 +21,12 @@ from rt_mmdf.view.heads import find_head, fits
 from rt_mmdf.view.streams import EngineDescription, read_engine
 
 
+def kept(folder: Path, entry: Path) -> None:
+    """Put a head into the cache, closed to others as the cache does it."""
+    shutil.copytree(folder, entry)
+    entry.chmod(0o700)
+
+
 def engine_on(head: HeadModel) -> EngineDescription:
     """What an engine that images on this head says."""
     sources = SourceSpaceDescription(head.name, head.fingerprint, head.vertices, head.source_positions_mm)
@@ -55,7 +61,7 @@ def test_by_fingerprint_in_the_cache(template_head_ico3: HeadModel, saved: Path,
     engine = engine_on(template_head_ico3)
     with pytest.raises(HeadModelError, match=r"not on this machine: 'template'[\s\S]*1284 sources[\s\S]*--head FOLDER"):
         find_head(engine)
-    shutil.copytree(saved, cache / "head-subject-1")
+    kept(saved, cache / "head-subject-1")
     assert find_head(engine).fingerprint == engine.fingerprint
 
 
@@ -63,7 +69,7 @@ def test_the_same_sources_do_although_the_sensors_are_others(
     template_head_ico3: HeadModel, saved: Path, cache: Path, no_template: None
 ) -> None:
     """An engine images on the channels that stream, and renames them: its fingerprint is in nobody's cache."""
-    shutil.copytree(saved, cache / "head-template-1")
+    kept(saved, cache / "head-template-1")
     picked = template_head_ico3.pick(template_head_ico3.ch_names[:30])
     engine = engine_on(picked)
     found = find_head(engine)
@@ -72,7 +78,7 @@ def test_the_same_sources_do_although_the_sensors_are_others(
 
 
 def test_other_places_are_another_head(template_head_ico3: HeadModel, saved: Path, cache: Path, no_template: None) -> None:
-    shutil.copytree(saved, cache / "head-template-1")
+    kept(saved, cache / "head-template-1")
     engine = engine_on(template_head_ico3)
     moved = replace(engine, fingerprint="0" * 64, positions_mm=engine.positions_mm + np.array([0.0, 0.3, 0.0]))
     assert not fits(template_head_ico3, moved)
@@ -84,15 +90,16 @@ def test_other_places_are_another_head(template_head_ico3: HeadModel, saved: Pat
 def test_of_a_template_the_smallest_is_read_and_of_a_subject_the_very_one(
     frame: str, n_channels: int, template_head_ico3: HeadModel, saved: Path, cache: Path, no_template: None
 ) -> None:
-    shutil.copytree(saved, cache / "head-template-1")
+    kept(saved, cache / "head-template-1")
     template_head_ico3.pick(template_head_ico3.ch_names[:30]).save(cache / "head-template-2")
+    (cache / "head-template-2").chmod(0o700)
     engine = replace(engine_on(template_head_ico3), frame=frame)
     assert len(find_head(engine).ch_names) == n_channels
 
 
 def test_a_damaged_entry_is_passed_over(template_head_ico3: HeadModel, saved: Path, cache: Path, no_template: None) -> None:
     for number in range(3):
-        shutil.copytree(saved, cache / f"head-template-{number}")
+        kept(saved, cache / f"head-template-{number}")
     (cache / "head-template-0" / HEAD_FILE).write_text("format = ")
     (cache / "head-template-1" / "surfaces.npz").write_bytes(b"no zip")
     engine = replace(engine_on(template_head_ico3), fingerprint="0" * 64)
