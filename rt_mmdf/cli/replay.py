@@ -208,8 +208,8 @@ def _play(player: Replay, settings: ReplaySettings) -> None:
     )
     with Progress(*columns, console=ERR, transient=True) as bars:
         task = bars.add_task("waiting for consumers", total=None if total == float("inf") else total, second=0.0)
-        worker.start()
-        try:
+        try:  # from before the thread runs: a Ctrl-C in this very moment must not withdraw the streams beneath it
+            worker.start()
             while not player.ended.wait(0.25):
                 worker.check()
                 done = logs[0].n_sent + logs[0].n_skipped

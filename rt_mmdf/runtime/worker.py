@@ -90,7 +90,12 @@ class Worker:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> Worker:
-        self._thread.start()
+        """Begin; where that is interrupted (Ctrl-C comes at any moment), nothing of it runs on."""
+        try:
+            self._thread.start()
+        except BaseException:
+            self._stopping.set()
+            raise
         return self
 
     @property

@@ -442,7 +442,8 @@ class Recorder:
         if room_s is not None and room_s < LITTLE_ROOM_S and at - self._began > LITTLE_ROOM_S / 60 and not self._told_room:
             self._told_room = True
             logger.warning("recording %s: the disk has room for %.0f more seconds", self._file.path, room_s)
-        if self._file.moved and not self._told_moved:
+        # asked in this order: one that has just been deleted is no longer where it was, either
+        if self._file.moved and not self._file.deleted and not self._told_moved:
             self._told_moved = True
             self.error = (
                 f"recording {self._file.path}: it is no longer there (moved, or its folder was renamed). It is written on "

@@ -62,6 +62,8 @@ def test_the_lag_that_is_there_is_the_lag_that_is_found(
     assert not pairs.ambiguous
     found = difference(first, second, pairs)
     truth = np.interp(second.times[pairs.second].mean(), events, shown)
+    # with 17 pairs one sample in each device is worth 0.4 ms (standard deviation) at 250 Hz
+    assert abs(found.lag_s - truth) < (1e-3 if max(rates) >= 500 else 1.6e-3)
     assert abs(found.lag_s - truth) < 4 * found.lag_sd_s + 1e-4
     assert abs(found.drift - drift) < 4 * found.drift_sd
     assert found.drift_sd < 1e-4

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol
 
 import mne
@@ -28,6 +31,27 @@ from rt_mmdf.lsl.memory import ManualClock, MemoryTransport
 from rt_mmdf.networks.build import build_network
 from rt_mmdf.solvers.artefact import save_artefact
 from rt_mmdf.solvers.forward_arrays import forward_arrays
+
+BENCH = Path(__file__).parents[2] / "tools" / "bench"
+
+
+@pytest.fixture(scope="module")
+def load_bench() -> Iterator[Callable[[str], ModuleType]]:
+    """Imports a script of tools/bench by its name."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", list(sys.path))  # scripts add their own folder
+        patch.syspath_prepend(str(BENCH))
+
+        def load(name: str) -> ModuleType:
+            spec = importlib.util.spec_from_file_location(f"bench_{name}", BENCH / f"{name}.py")
+            assert spec is not None
+            assert spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            patch.setitem(sys.modules, spec.name, module)
+            spec.loader.exec_module(module)
+            return module
+
+        yield load
 
 
 class Live(Protocol):

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -18,22 +15,13 @@ from rt_mmdf.headmodel.head import HeadModel
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::RuntimeWarning:mne")]
 
-BENCH = Path(__file__).parents[2] / "tools" / "bench" / "chaos.py"
 SEEDS, SECONDS = 20, 14.0
 EEG, MEG = Modality.EEG, Modality.MEG
 
 
 @pytest.fixture(scope="module")
-def bench() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCH.parent))
-        spec = importlib.util.spec_from_file_location("bench_chaos", BENCH)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        patch.setitem(sys.modules, spec.name, module)
-        spec.loader.exec_module(module)
-        yield module
+def bench(load_bench: Callable[[str], ModuleType]) -> ModuleType:
+    return load_bench("chaos")
 
 
 @pytest.fixture(scope="module")

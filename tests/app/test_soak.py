@@ -31,6 +31,7 @@ def test_a_minute_of_faults_loses_nothing_and_ends_as_it_began() -> None:
     card = found["scorecard"]
     assert card["skipped_hops"] == 0
     assert card["estimates"] + card["invalid_hops"] == card["hops"] > 5_500
+    assert card["estimates"] > 0.85 * card["hops"]
     assert card["overwritten_samples"] == 0
     for flag in ("EEG_MISSING", "MEG_MISSING", "GAP", "NONFINITE", "SETTLING"):
         assert card["flags"][flag] > 0, flag

@@ -106,34 +106,27 @@ def is_shown(text: str, keep: str = "") -> bool:
     )
 
 
-def texts_in(value: Any) -> Iterator[str]:
-    """All texts inside a value, keys included."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for key, own in value.items():
-            yield from texts_in(key)
-            yield from texts_in(own)
+def leaves_in(value: Any) -> Iterator[Any]:
+    """Everything inside a value that holds nothing else; keys, too."""
+    if isinstance(value, dict):
+        for pair in value.items():
+            yield from leaves_in(pair)
     elif isinstance(value, list | tuple):
         for own in value:
-            yield from texts_in(own)
+            yield from leaves_in(own)
     elif is_dataclass(value):
         for f in fields(value):
-            yield from texts_in(getattr(value, f.name))
+            yield from leaves_in(getattr(value, f.name))
+    else:
+        yield value
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    return (leaf for leaf in leaves_in(value) if isinstance(leaf, str))
 
 
 def numbers_in(value: Any) -> Iterator[float]:
-    if isinstance(value, float):
-        yield value
-    elif isinstance(value, dict):
-        for own in value.values():
-            yield from numbers_in(own)
-    elif isinstance(value, list | tuple):
-        for own in value:
-            yield from numbers_in(own)
-    elif is_dataclass(value):
-        for f in fields(value):
-            yield from numbers_in(getattr(value, f.name))
+    return (leaf for leaf in leaves_in(value) if isinstance(leaf, float))
 
 
 def refused(error: Exception, part: str) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -19,19 +17,10 @@ from rt_mmdf.core.errors import ArtefactError, ConfigurationError
 from rt_mmdf.lsl.memory import MemoryTransport
 from rt_mmdf.runtime.mailbox import Signal
 
-BENCH = Path(__file__).parents[3] / "tools" / "bench" / "profiler.py"
-
 
 @pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.setattr(sys, "path", list(sys.path))  # it adds its own folder
-    spec = importlib.util.spec_from_file_location("bench_profiler", BENCH)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
-    return module
+def bench(load_bench: Callable[[str], ModuleType]) -> ModuleType:
+    return load_bench("profiler")
 
 
 @pytest.mark.lsl
