@@ -22,6 +22,7 @@ import argparse
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -46,7 +47,8 @@ JITTER_S = 3e-3
 SAMPLING_PPM = {"eeg": 150.0, "meg": -40.0}
 CLOCK = "+100s x1.0002"  # of the EEG's sender, as for faketime -f
 STEPPED = "+101s x1.0002"
-LEVEL = {"eeg": 10.0, "mag": 500.0, "grad": 100.0}  # uV, fT, fT/cm: noise; the sine is as large
+LEVEL = {"eeg": 10.0, "mag": 500.0, "grad": 100.0}  # uV, fT, fT/cm: of the sine
+NOISE = 0.1  # of that; as large as the sine it would put 0.05 ms of its own into a window of 5 s
 UNIT = {"eeg": "uV", "mag": "fT", "grad": "fT/cm"}
 START_LIMIT_S = 120.0
 LOOK_S = 10.0
@@ -174,7 +176,8 @@ def write_noise(folder: Path) -> None:
     names = np.array(info["ch_names"])
     rng = np.random.default_rng(0)
     for modality, own in (("eeg", kinds == "eeg"), ("meg", kinds != "eeg")):
-        noise = rng.standard_normal((round(10 * SFREQ), own.sum())) * np.array([LEVEL[kind] for kind in kinds[own]])
+        levels = np.array([NOISE * LEVEL[kind] for kind in kinds[own]])
+        noise = rng.standard_normal((round(10 * SFREQ), own.sum())) * levels
         np.savez(folder / f"{modality}.npz", names=names[own], kinds=kinds[own], noise=noise.astype(np.float32))
 
 
@@ -437,13 +440,18 @@ def _alignment(windows: np.ndarray, faults: np.ndarray) -> dict[str, object]:
     found: dict[str, object] = {"windows": len(windows), "left_out": int((~usable).sum())}
     for name, picked in (("away_from_faults", usable & (since > QUIET_AFTER_S)), ("all", usable)):
         if picked.any():
-            quantiles = np.percentile(np.abs(error[picked]), (50, 99, 100)).round(4).tolist()
             found[name] = {
                 "n": int(picked.sum()),
-                "error_ms": dict(zip(("p50", "p99", "max"), quantiles, strict=True)),
+                "error_ms": _percentiles(np.abs(error[picked]), (50, 99, 100)),
+                "claimed_ms": _percentiles(claimed[picked], (50, 100)),
                 "within_claim": round(float(np.mean(np.abs(error[picked]) <= claimed[picked])), 4),
             }
     return found
+
+
+def _percentiles(values: np.ndarray, ranks: tuple[float, ...]) -> dict[str, float]:
+    names = ["max" if rank == 100 else f"p{rank:g}" for rank in ranks]
+    return dict(zip(names, np.percentile(values, ranks).round(4).tolist(), strict=True))
 
 
 def _latency(hops: np.ndarray, seconds: float) -> dict[str, object]:
@@ -456,11 +464,7 @@ def _latency(hops: np.ndarray, seconds: float) -> dict[str, object]:
         rows = {part: 1e3 * late[picked & (whole | (flags == 0))] for part, picked in (("first", first), ("last", last))}
         if any(len(values) == 0 for values in rows.values()):
             continue  # a minute may have no hop without a flag
-        own: dict[str, dict[str, float]] = {}
-        for part, values in rows.items():
-            own[part] = dict(
-                zip(("p50", "p99", "p99.9"), np.percentile(values, (50, 99, 99.9)).round(3).tolist(), strict=True)
-            )
+        own = {part: _percentiles(values, (50, 99, 99.9)) for part, values in rows.items()}
         found[name] = {**own, "ratio_p99": round(own["last"]["p99"] / own["first"]["p99"], 3)}
     return found
 
@@ -472,6 +476,7 @@ def main() -> None:
     parser.add_argument("--solver", default="mmdf", help="a model, or dSPM, MNE, sLORETA, eLORETA")
     parser.add_argument("--budget", type=float, default=50.0, help="ms, beyond which hops are skipped")
     parser.add_argument("--report", type=Path)
+    parser.add_argument("--keep", type=Path, help="a folder for what was noted: engine.npz (hops, windows, usage)")
     parser.add_argument("--role", choices=["engine", "eeg", "meg"], help=argparse.SUPPRESS)
     parser.add_argument("--prefix", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
@@ -485,6 +490,8 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         found = soak(Path(name), given.solver, given.budget, given.seconds, given.every)
+        if given.keep is not None:
+            shutil.copy(Path(name) / "engine.npz", given.keep)
     setting = {"bench": "soak", "channels": 366, "sfreq": SFREQ, "chunk": CHUNK, "sources": 5124, "solver": given.solver}
     drift = {"clock": CLOCK, "sampling_ppm": SAMPLING_PPM, "jitter_ms": 1e3 * JITTER_S}
     report = setting | drift | found | {"machine": machine()}
