@@ -118,6 +118,7 @@ class _Lane:
         self._data: Float32 = np.zeros((self._room, len(spec.channels)), np.float32)
         self._valid: NDArray[np.bool_] = np.zeros(self._room, bool)
         self._received: Float64 = np.zeros(self._room)
+        self._stamped: NDArray[np.bool_] = np.ones(self._room, bool)  # the others are where they are by counting alone
         self.base = 0  # number of column 0
         self.stop = 0  # one past the newest number
         self.started = False
@@ -262,13 +263,14 @@ class _Lane:
         self._data[columns] = block.data.T[keep]
         self._valid[columns] = True
         self._received[columns] = block.received[keep]
+        self._stamped[columns] = self.spec.stamping == "arrival" or np.isfinite(block.stamps[keep])
         self.stop = last + 1
 
     def _make_room(self, stop: int) -> None:
         """Keep the newest half of the columns."""
         base = max(self.base, stop - self._room // 2)
         kept = max(0, self.stop - base)
-        for array in (self._data, self._valid, self._received):
+        for array in (self._data, self._valid, self._received, self._stamped):
             array[:kept] = array[self.stop - self.base - kept : self.stop - self.base].copy()
         if self.stop < base:  # the hole is longer than what is kept
             self.stop = base
@@ -325,15 +327,30 @@ class _Lane:
             data = self.resampler(self._data.T, position - self.base)
         if valid.all():
             return data, np.ones(len(position), bool), received, exists
-        holes = np.concatenate([[0], np.cumsum(~valid)])
-        inside = (whole - self.n_past + 1 - start).astype(np.intp)
-        usable = holes[inside + self.n_past + self.n_ahead] == holes[inside]
+        usable = self._all_within(valid, whole)
         if self.resampler is not None and usable.any():  # NaN times weight 0 is NaN: compute the whole ones apart
             runs = np.flatnonzero(np.diff(usable, prepend=False, append=False)).reshape(-1, 2)
             for a, b in runs:
                 data[:, a:b] = self.resampler(self._data.T, position[a:b] - self.base)
         data[:, ~usable] = np.nan
         return data, usable, received, exists
+
+    def counted(self, position: Float64) -> NDArray[np.bool_] | None:
+        """Which of these positions rest on samples that came without a usable stamp; None for none.
+
+        What was counted may have been sent twice, or have followed a hole: the next usable stamp tells, too late for these.
+        """
+        whole = np.floor(position).astype(np.int64)
+        start, stop = int(whole[0]) - self.n_past + 1 - self.base, int(whole[-1]) + self.n_ahead + 1 - self.base
+        if start < 0 or self._stamped[start:stop].all():
+            return None
+        return ~self._all_within(self._stamped[start:stop], whole)
+
+    def _all_within(self, good: NDArray[np.bool_], whole: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """For each of the resampler's places whether all samples that it takes are good; `good` begins with the first's."""
+        n_bad = np.concatenate([[0], np.cumsum(~good)])
+        inside = (whole - whole[0]).astype(np.intp)
+        return np.asarray(n_bad[inside + self.n_past + self.n_ahead] == n_bad[inside])
 
     def report(self) -> LaneReport:
         sender = self.timeline.sender_time(self.stop) if self.mapped and self.timeline.ready else float("nan")
@@ -592,6 +609,8 @@ class Aligner:
             impossible = lane.lag_s - min(0.0, lane.spec.lag_s) < -MOST_AHEAD_S
             if lane.uncertainty > self.settings.uncertain_ms * 1e-3 or apart > 0.75 / self.sfreq or impossible:
                 flags |= np.uint32(Flag.CLOCK_UNCERTAIN)
+            if (counted := lane.counted(position)) is not None:
+                flags[counted] |= np.uint32(Flag.CLOCK_UNCERTAIN)
         absent = frozenset[str]().union(*(lane.absent for lane in self._lanes))
         block = SensorBlock(self.channels, np.vstack(rows), times, flags, received, self._next_hop * self.hop, absent)
         return AlignedHop(block, float(intended))

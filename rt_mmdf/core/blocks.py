@@ -26,7 +26,7 @@ class Flag(IntFlag):
     NONFINITE = 8  # NaN or infinity arrived in at least one channel; it was replaced before the filters
     SETTLING = 16  # a filter restarted less than its settling time ago
     OPERATOR_PENDING = 32  # the operator for these bad channels is being built, or cannot be (see health)
-    CLOCK_UNCERTAIN = 64  # alignment uncertainty above the configured limit
+    CLOCK_UNCERTAIN = 64  # alignment uncertainty above the configured limit, or a sample without a usable time stamp
     INVALID = 128  # not an estimate: must not be shown or used (data are NaN)
     FALLBACK = 256  # imaged by the fallback solver (engine/fallback of the description), since the first one was too slow
     CHANNEL_SUSPECT = 512  # a channel that is imaged has jumped or fallen silent; it is found bad soon, or forgotten

@@ -330,6 +330,22 @@ def test_a_sender_whose_clock_was_set_ahead_is_not_trusted(behind_s: float) -> N
     assert not said[(times > 6.0) & (times < 7.9)].any()
 
 
+@hypothesis_settings(max_examples=15)
+@given(first=st.integers(2000, 3000), n=st.integers(1, 60), value=st.sampled_from([np.nan, np.inf, -np.inf]))
+def test_samples_that_are_placed_by_counting_alone_say_so(first: int, n: int, value: float) -> None:
+    """Nobody knows until the next usable stamp whether they were sent twice, or follow a hole."""
+    sender = Sender(EEG, 2, 500.0, 8)
+    sender.stamps[first : first + n] = value
+    hops = feed(aligner(), [sender, Sender(MEG, 3, 1000.0, 8)])
+    times, flags = (np.concatenate([getattr(h.block, key) for h in hops]) for key in ("times", "flags"))
+    said = times[(flags & np.uint32(Flag.CLOCK_UNCERTAIN)) != 0]
+    said = said[said > 7.0]  # before, the clocks are being learnt
+    start, stop = sender.times[first], sender.times[first + n - 1]
+    assert said[0] == pytest.approx(start - 0.010, abs=0.002)  # the reach of the resampler
+    assert said[-1] == pytest.approx(stop + 0.010, abs=0.002)
+    assert len(said) == round((said[-1] - said[0]) * 1000) + 1
+
+
 @pytest.mark.parametrize("back_s", np.arange(1.0, 1.02, 0.002))
 def test_when_a_clock_is_set_right_the_samples_before_and_after_are_not_joined(back_s: float) -> None:
     """The grid may have come exactly as far in what was stamped ahead as what comes now: no sample is missing then."""
