@@ -268,7 +268,7 @@ def test_another_engine_that_has_counted_on_is_found_out_too(lab: Lab) -> None:
         again.publish()
     assert again.index > engine.index
     engine.close()
-    state = lab.run(again, 0.5)
+    state = lab.run(again, REJOIN_S + 0.5)
     assert state.engine is not None
     assert state.engine.fingerprint == "cd" * 32
     assert state.generation > before.generation
