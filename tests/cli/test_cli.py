@@ -11,6 +11,7 @@ import sys
 import tomllib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import mne
@@ -25,7 +26,9 @@ from rt_mmdf.cli.main import app
 from rt_mmdf.core.errors import ConfigurationError, HeadModelError, RecordingError, SinkError
 from rt_mmdf.core.settings import load_settings, validate_settings
 from rt_mmdf.lsl.interface import ChannelDescription, StreamDescription
-from rt_mmdf.lsl.memory import ManualClock, MemoryTransport
+from rt_mmdf.lsl.memory import ManualClock, MemoryOutlet, MemoryTransport
+from rt_mmdf.runtime.mailbox import Signal
+from rt_mmdf.runtime.worker import Worker
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 COMMANDS = ["view", "profile", "replay", "head", "streams", "doctor"]
@@ -135,6 +138,50 @@ def test_replay_ends_cleanly_when_told_and_says_what_it_sent(
     assert f"as {prefix}-EEG" in out
     content = json.loads(log.read_text())
     assert content["streams"]["eeg"]["name"] == f"{prefix}-EEG"
+
+
+class Hurrying(ManualClock):
+    """A clock that goes on whenever it is asked."""
+
+    def now(self) -> float:
+        return self.advance(0.01)
+
+
+def test_replay_that_is_interrupted_as_it_begins_ends_before_its_streams_do(
+    recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rt_mmdf.lsl.network.NetworkTransport", lambda: MemoryTransport(Hurrying()))
+    begun: list[Worker] = []
+    begin, push, close = Worker.start, MemoryOutlet.push, MemoryOutlet.close
+    sent, playing_at_close = Signal(), {}
+
+    def interrupted(worker: Worker) -> Worker:
+        begun.append(begin(worker))
+        assert sent.wait(10.0)
+        raise KeyboardInterrupt
+
+    def told(outlet: MemoryOutlet, *given: Any) -> None:
+        push(outlet, *given)
+        sent.ring()
+
+    def watched(outlet: MemoryOutlet) -> None:
+        playing_at_close[outlet.description.name] = begun[0].alive
+        close(outlet)
+
+    monkeypatch.setattr(Worker, "start", interrupted)
+    monkeypatch.setattr(MemoryOutlet, "push", told)
+    monkeypatch.setattr(MemoryOutlet, "close", watched)
+    log = tmp_path / "log.json"
+    try:
+        result = RUNNER.invoke(app, ["replay", str(recording), "--loop", "inf", "--log", str(log)])
+    finally:
+        for worker in begun:
+            worker.stop()
+    assert result.exit_code == 130, result.output
+    assert playing_at_close == dict.fromkeys(["replay-EEG", "replay-MEG", "replay-markers"], False)
+    n_sent = {name: own["n_sent"] for name, own in json.loads(log.read_text())["streams"].items()}
+    assert sum(n_sent.values()) > 0
+    assert f"sent {n_sent['eeg']} samples as replay-EEG, {n_sent['meg']} samples as replay-MEG, 0 markers" in result.output
 
 
 @pytest.mark.lsl
