@@ -142,6 +142,11 @@ class SessionRecorder:
         content = np.array([[text]], dtype=object)
         self._health.put(self._health_stream, content, np.array([self._clock.now()]))
 
+    @property
+    def n_raised(self) -> int:
+        """How often the writing thread has raised, and has gone on."""
+        return self._recorder.n_raised
+
     def check(self) -> None:
         """Raise WorkerFailed when the writing thread has died."""
         self._recorder.check()

@@ -72,6 +72,7 @@ class Watch:
         self._stalls: dict[Modality, int] = {}
         self._bads: dict[str, str] = {}
         self._doubles: dict[Modality, int] = {}
+        self._raised = 0  # errors that the recording's thread has survived
 
     def begin_anew(self) -> None:
         """Nobody has looked for a while; that is no suspension."""
@@ -200,9 +201,9 @@ class Watch:
         raised = "{n} hops are not imaged, since the solver raised: "
         look("solver", "engine", counts.failed, raised + session.engine.newest_failure)
         look("overwritten", "engine", session.intake.overwritten, "{n} samples came faster than they were taken")
-        failed = session.operators.failed
-        told = "; ".join(f"without {names}: {why}" for names, why in failed.items())
-        self._lasting("operators", "engine", failed, f"cannot image {told}")
+        look("publish", "engine", session.unpublished, "{n} estimates were not published: " + session.newest_unpublished)
+        lacking = session.operators.lacking
+        self._lasting("operators", "engine", lacking, f"cannot image {lacking}")
         fallback = session.fallback
         if fallback is not None:
             detail = f"{fallback.solver_name} images in place of {session.imaging.solver_name} (flag FALLBACK)"
@@ -214,17 +215,20 @@ class Watch:
                 self._lasting("backend", subject, fallen, f"the backend was given up for {backend.get('name')}: {fallen}")
 
     def _look_at_sinks(self) -> None:
-        session = self._session
+        session, look = self._session, self._growing.look
         if session.recorder is not None:
-            status = session.recorder.status()
+            n_raised, status = session.recorder.n_raised, session.recorder.status()
             self._lasting(
                 "disk", "recording", not status["writing"], status["error"] or "", "the recording is written again"
             )
-            look = self._growing.look
             look("not_recorded", "recording", sum(status["dropped"].values()), "{n} samples could not be written")
+            if n_raised > self._raised:
+                self._incidents.note("worker", "recording", f"its thread raised: {status['error']}", n_raised - self._raised)
+                self._raised = n_raised
         if session.files is not None:
-            error = session.files.status.error
-            self._lasting("disk", "files", error, error or "")
+            files = session.files.status
+            self._lasting("disk", "files", files.error, files.error or "", "estimates are written again")
+            look("not_recorded", "files", files.lost, "{n} estimates could not be written")
         for what, sink in (("recording", session.recorder), ("files", session.files)):
             if sink is not None:
                 try:
