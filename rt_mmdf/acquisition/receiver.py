@@ -17,7 +17,7 @@ from rt_mmdf.core.blocks import Float64
 from rt_mmdf.core.channels import Channels
 from rt_mmdf.core.errors import ConfigurationError, RtMmdfError, StreamDescriptionError, StreamError, StreamNotFound
 from rt_mmdf.core.ring import SampleRing
-from rt_mmdf.lsl.interface import Inlet, StreamDescription, Transport
+from rt_mmdf.lsl.interface import REJOIN_S, Inlet, StreamDescription, Transport
 from rt_mmdf.runtime.mailbox import Mailbox, Signal
 from rt_mmdf.runtime.worker import Worker
 
@@ -33,8 +33,6 @@ LOOK_AFTER_S = 0.5
 """After so long without a sample the network is asked whether the outlet is still the same, ..."""
 LOOK_AGAIN_S = 0.1
 """... and again so long after each answer."""
-REJOIN_S = 1.0
-"""liblsl asks the network for at least so long before it goes on with a successor of an outlet that has vanished."""
 SURE_LOOKS = 2
 """An outlet that so many looks one after the other did not find has vanished; one answer may have been lost."""
 MARKERS_LOOK_S = 2.0

@@ -278,12 +278,20 @@ class _Lane:
 
     @property
     def uncertainty(self) -> float:
-        """Two standard deviations of the newest sample's time, error that is still being slewed included; seconds."""
+        """Two standard deviations of the newest sample's time, and what it is known to be wrong by; seconds.
+
+        That is the error that is still being slewed, and what the newest stamps and clock measurements together are beyond
+        both fits: of a sender's clock that changes its rate each fit runs behind, the other way round, and nothing is wrong.
+        """
         if not (self.map.ready and self.timeline.ready):
             return float("inf")
         sender = self.timeline.sender_time(self.stop)
         sd = math.hypot(self.timeline.sender_time_sd(self.stop), self.clock.sd(sender))
-        return math.hypot(2 * sd, self.spec.lag_uncertainty_s) + abs(self.map.error)
+        stamps, clock = self.timeline.misfit, self.clock.misfit
+        beyond = stamps.value + clock.value
+        noise = 2 * math.hypot(stamps.sd, clock.sd)
+        known = self.map.error + math.copysign(max(0.0, abs(beyond) - noise), beyond)
+        return math.hypot(2 * sd, self.spec.lag_uncertainty_s) + abs(known)
 
     @property
     def n_undecided(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,6 +77,24 @@ def fit_line(x: Float64, y: Float64, noise_sd: Float64 | None, slope_sd: float, 
             break  # nothing to reweight
         robust = np.where(scaled > HUBER, HUBER / np.maximum(scaled, HUBER), 1.0)
     return Line(at, value, slope, math.sqrt(value_var), math.sqrt(slope_var))
+
+
+@dataclass(frozen=True, slots=True)
+class Misfit:
+    """What the newest points of a fit are beyond its line, and the standard deviation that noise alone gives that.
+
+    A line through a minute of points follows slowly where a clock changes its rate, and its own uncertainty, which takes the
+    points for a line, does not tell.
+    """
+
+    value: float = 0.0
+    sd: float = 0.0
+
+
+def newest_misfit(line: Line, x: Sequence[float], y: Sequence[float], noise_sd: float) -> Misfit:
+    """By the median of the newest three points, so that one wrong point says nothing."""
+    residuals = sorted(y[k] - line(x[k]) for k in range(-min(3, len(x)), 0))
+    return Misfit(residuals[len(residuals) // 2], noise_sd)
 
 
 def _spread(residual: Float64, floor_sd: float) -> float:

@@ -6,7 +6,7 @@ from collections import deque
 
 import numpy as np
 
-from rt_mmdf.alignment.line_fit import Line, fit_line
+from rt_mmdf.alignment.line_fit import Line, Misfit, fit_line, newest_misfit
 from rt_mmdf.core.blocks import Float64
 from rt_mmdf.lsl.interface import ClockOffset
 
@@ -26,6 +26,8 @@ class SenderClock:
     ----------
     steps : int
         How often the sender's clock was set.
+    misfit : Misfit
+        Of the newest measurements.
     """
 
     def __init__(self) -> None:
@@ -33,6 +35,7 @@ class SenderClock:
         self._suspect: ClockOffset | None = None
         self._line: Line | None = None
         self.steps = 0
+        self.misfit = Misfit()
 
     @property
     def ready(self) -> bool:
@@ -58,6 +61,7 @@ class SenderClock:
         # half the round trip bounds the error of a measurement; taken as two standard deviations
         noise = np.array([m.uncertainty / 2 for m in self._measurements])
         self._line = fit_line(at, offset, noise, DRIFT_SD, OFFSET_FLOOR_S)
+        self.misfit = newest_misfit(self._line, at[-3:].tolist(), offset[-3:].tolist(), float(noise[-3:].max()))
 
     def to_local(self, sender_time: float) -> float:
         """This machine's LSL time at `sender_time`."""

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rt_mmdf.alignment.line_fit import Line, fit_line, median
+from rt_mmdf.alignment.line_fit import Line, Misfit, fit_line, median, newest_misfit
 from rt_mmdf.alignment.rate_check import RateCheck
 from rt_mmdf.core.blocks import Float64
 from rt_mmdf.core.errors import StreamDescriptionError
@@ -89,6 +89,8 @@ class FittedTimeline:
     counts : TimelineCounts
     epoch : int
         Goes up when times before and after cannot be compared.
+    misfit : Misfit
+        Of the newest times.
     """
 
     def __init__(self, sfreq: float, name: str) -> None:
@@ -106,6 +108,7 @@ class FittedTimeline:
         self._line: Line | None = None  # time less nominal time, over nominal time since the origin, seconds
         self._learnt_until = index  # samples up to here have been looked at for the begin of the fit
         self._knots = 0
+        self.misfit = Misfit()
 
     @property
     def next_index(self) -> int:
@@ -421,7 +424,7 @@ class Timeline(FittedTimeline):
         self._rate, self._rate_sd = line.slope, max(line.slope_sd, KEPT_RATE_SD)
         self._line = Line(at, line(at) + beyond, line.slope, max(self._jitter, 0.5 / self.sfreq), self._rate_sd)
         del self._anchor_x[:], self._anchor_y[:], self._new_x[:], self._new_y[:]
-        self._knots = 0
+        self._knots, self.misfit = 0, Misfit()
         return gap_s
 
     def _count(self, stamp: float, residual: float | None) -> None:
@@ -458,6 +461,8 @@ class Timeline(FittedTimeline):
             line = fit_line(x, np.array(self._anchor_y) - self._rate * x, None, self._rate_sd, floor)
             value, slope = line.value + self._rate * line.at, line.slope + self._rate
             self._line = Line(line.at, value, slope, line.value_sd, line.slope_sd)
+        assert self._line is not None, "the first samples have been learnt"
+        self.misfit = newest_misfit(self._line, self._anchor_x, self._anchor_y, self._jitter)
 
 
 def wrong_rate(name: str, sfreq: float, rate: float, by: str) -> StreamDescriptionError:

@@ -54,9 +54,9 @@ class SessionRecorder:
     """Records a session that is ready, from its construction until `close`.
 
     In the file, by the label of each stream: ``eeg``, ``meg`` (samples, stamps and clock offsets as they came), ``markers``
-    of the averages with the clock of their sender, ``marks`` of operators (no clock offsets: they are in the health),
-    ``health``, ``sources`` and ``sources_companion`` (the first solver's estimates, reduced unless all are asked for). Not
-    in it: the second solver, averages, cleaned sensors, all of which follow from it.
+    of the averages and ``marks`` of operators with the clocks of their senders, ``health``, ``sources`` and
+    ``sources_companion`` (the first solver's estimates, reduced unless all are asked for). Not in it: the second solver,
+    averages, cleaned sensors, all of which follow from it.
 
     Raises
     ------
@@ -87,6 +87,7 @@ class SessionRecorder:
         if marks is not None:
             heard = StreamTrack("marks", TEXT_BYTES)
             marks.taps.append(heard.put)
+            marks.clock_taps.append(lambda description, measured: heard.put_offset(measured, description))
             tracks.append(heard)
         self._health = StreamTrack("health", TEXT_BYTES)
         self._health_stream = session.health.stream

@@ -43,6 +43,36 @@ def second_ctrl_c_ends_at_once() -> Iterator[None]:
 
 
 @contextmanager
+def interrupts_between_looks() -> Iterator[Callable[[], None]]:
+    """While this lasts Ctrl-C and a request to terminate are only noted, and raised where the yielded function is called.
+
+    An exception out of a signal handler cuts in anywhere. In the bookkeeping of `threading.Condition`, on which a thread's
+    start waits, it comes out as "release unlocked lock", or leaves a lock that is held for ever. A second signal is raised
+    where it comes, for whoever does not want to wait.
+    """
+    asked: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+        if len(asked) > 1:
+            before[number](number, frame)
+
+    def look() -> None:
+        if asked:
+            before[asked[0]](asked[0], None)
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before: dict[int, Any] = {number: handler for number, handler in handlers.items() if callable(handler)}
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield look
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
 def live_status() -> Iterator[Callable[[dict[str, Any]], None]]:
     """A table on standard error that is drawn anew with each status; without a terminal, a line every 5 s."""
     if not ERR.is_terminal:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rt_mmdf.cli.console import ERR, OUT
+from rt_mmdf.cli.live import interrupts_between_looks
 from rt_mmdf.core.errors import ConfigurationError, SinkError
 
 if TYPE_CHECKING:
@@ -180,14 +182,14 @@ def replay(
     settings = validate_settings(content, ReplaySettings, where="replay")
     if log is not None:
         check_report_path(log, "--log")
-    with Replay(NetworkTransport(), read_recording(recording), settings) as player:
+    with Replay(NetworkTransport(), read_recording(recording), settings) as player, interrupts_between_looks() as look:
         try:
             OUT.print(_table(player, settings))
             if player.plan is not None:
                 OUT.print(Text(f"chaos, seed {player.plan.seed}; seconds after the first sample:"))
                 for fault in player.plan.faults:
                     OUT.print(Text(f"  {fault}"))
-            _play(player, settings)
+            _play(player, settings, look)
         finally:
             if log is not None:
                 _write_log(player, log)
@@ -195,8 +197,8 @@ def replay(
             OUT.print(Text(f"sent {sent}, {player.log.n_markers} markers"))
 
 
-def _play(player: Replay, settings: ReplaySettings) -> None:
-    """Play to the end in the replay's own thread; its error, and Ctrl-C, come out here."""
+def _play(player: Replay, settings: ReplaySettings, look: Callable[[], None]) -> None:
+    """Play to the end in the replay's own thread; its error, and what `look` raises, come out here."""
     logs = list(player.log.streams.values())
     total = settings.loop * logs[0].n_per_loop
     worker = player.worker(on_failure=player.ended.ring)
@@ -208,9 +210,10 @@ def _play(player: Replay, settings: ReplaySettings) -> None:
     )
     with Progress(*columns, console=ERR, transient=True) as bars:
         task = bars.add_task("waiting for consumers", total=None if total == float("inf") else total, second=0.0)
-        try:  # from before the thread runs: a Ctrl-C in this very moment must not withdraw the streams beneath it
+        try:  # from before the thread runs: whatever is raised in this moment must not withdraw the streams beneath it
             worker.start()
             while not player.ended.wait(0.25):
+                look()
                 worker.check()
                 done = logs[0].n_sent + logs[0].n_skipped
                 what = "playing" if player.started else "waiting for consumers"

@@ -14,6 +14,10 @@ from numpy.typing import NDArray
 
 from rt_mmdf.core.blocks import Float64
 
+REJOIN_S = 1.0
+"""After an outlet has vanished an inlet goes on with its successor (same name and source id) no sooner than this: so long
+liblsl asks the network. With 1.17.7 it took 1.75 s where it came at all."""
+
 
 @dataclass(frozen=True)
 class ChannelDescription:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from rt_mmdf.core.blocks import Float64
 from rt_mmdf.core.errors import StreamDescriptionError, StreamError, StreamNotFound
 from rt_mmdf.lsl.description import check_header
-from rt_mmdf.lsl.interface import ChannelDescription, Clock, ClockOffset, StreamDescription
+from rt_mmdf.lsl.interface import REJOIN_S, ChannelDescription, Clock, ClockOffset, StreamDescription
 
 
 class ManualClock:
@@ -78,7 +78,8 @@ class SenderClock:
 class _Network:
     """The outlets and inlets that see each other."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, clock: Clock) -> None:
+        self.clock = clock  # of the first machine: true time
         self.outlets: list[MemoryOutlet] = []
         self.inlets: list[MemoryInlet] = []
         self.rng = np.random.default_rng(seed)
@@ -94,8 +95,10 @@ class _Network:
         )
 
     def successor(self, of: MemoryOutlet) -> MemoryOutlet:
-        """`of` itself while it lives; else the outlet that came back with its source id, as liblsl's recovery does."""
-        if not of.closed or not of.description.source_id:
+        """`of` itself while it lives; after `REJOIN_S` the outlet that came back with its source id, as liblsl's recovery
+        does.
+        """
+        if not of.closed or not of.description.source_id or self.clock.now() - of.closed_at < REJOIN_S:
             return of
         key = _identity(of.description)
         return next((outlet for outlet in self.outlets if _identity(outlet.description) == key), of)
@@ -126,7 +129,7 @@ class MemoryTransport:
         self.clock: Clock = clock if clock is not None else ManualClock()
         self.hostname = hostname
         self.uncertainty_s = uncertainty_s
-        self._network = _network if _network is not None else _Network(seed)
+        self._network = _network if _network is not None else _Network(seed, self.clock)
 
     def machine(self, hostname: str, *, offset_s: float = 0.0, drift_ppm: float = 0.0) -> MemoryTransport:
         """Another machine on the same network; its `clock` is a `SenderClock` on top of this one's."""
@@ -175,7 +178,7 @@ class MemoryOutlet:
         self._network = network
         self.description = description
         self.clock = clock
-        self.closed = False
+        self.closed, self.closed_at = False, math.inf
         self._dtype = None if description.dtype == "string" else np.dtype(description.dtype)
         network.outlets.append(self)
 
@@ -213,7 +216,7 @@ class MemoryOutlet:
     def close(self) -> None:
         """Withdraw the stream; a second call does nothing."""
         if not self.closed:
-            self.closed = True
+            self.closed, self.closed_at = True, self._network.clock.now()
             self._network.outlets.remove(self)
 
 

@@ -142,7 +142,7 @@ class Worker:
         """Ask to stop, wait (`stop_timeout_s` unless told otherwise), and raise what went wrong."""
         timeout_s = self._stop_timeout_s if timeout_s is None else timeout_s
         self._stopping.set()
-        if self._thread.ident is not None:
+        if self._thread.is_alive():  # one whose start was interrupted finds out for itself, before its first step
             self._thread.join(timeout_s)
         if self._thread.is_alive():
             raise WorkerFailed(

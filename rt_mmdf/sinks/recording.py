@@ -55,6 +55,17 @@ class Piece:
     stamps: Float64
 
 
+@dataclass(frozen=True)
+class Measured:
+    """A clock offset on its way into the file.
+
+    description : of the stream whose sender was measured; None: the newest of its track
+    """
+
+    offset: ClockOffset
+    description: StreamDescription | None = None
+
+
 class Track(Protocol):
     """What waits to be written, of one source."""
 
@@ -68,7 +79,7 @@ class Track(Protocol):
     @property
     def n_waiting(self) -> int: ...
 
-    def drain(self) -> tuple[list[Piece], list[ClockOffset]]:
+    def drain(self) -> tuple[list[Piece], list[Measured]]:
         """What has come since the last call; in the recording's thread."""
         ...
 
@@ -87,7 +98,7 @@ class StreamTrack:
     def __init__(self, label: str, capacity: int = SENSOR_BYTES) -> None:
         self.labels: tuple[str, ...] = (label,)
         self._blocks: Backlog[Piece] = Backlog(capacity)
-        self._offsets: Mailbox[ClockOffset] = Mailbox(MAX_OFFSETS)
+        self._offsets: Mailbox[Measured] = Mailbox(MAX_OFFSETS)
 
     def put(self, description: StreamDescription, samples: NDArray[np.generic], stamps: Float64) -> None:
         """Take samples, from one thread; returns at once. Nobody may write to the arrays from now on."""
@@ -96,9 +107,9 @@ class StreamTrack:
         piece = Piece(self.labels[0], description, samples, stamps)
         self._blocks.put(piece, n_bytes + stamps.nbytes, len(stamps))
 
-    def put_offset(self, measured: ClockOffset) -> None:
-        """Take a measurement of the sender's clock, from any thread."""
-        self._offsets.put(measured)
+    def put_offset(self, offset: ClockOffset, description: StreamDescription | None = None) -> None:
+        """Take a measurement of the sender's clock, from any thread; where several send at a time, of whose."""
+        self._offsets.put(Measured(offset, description))
 
     @property
     def n_dropped(self) -> int:
@@ -108,7 +119,7 @@ class StreamTrack:
     def n_waiting(self) -> int:
         return self._blocks.n_waiting
 
-    def drain(self) -> tuple[list[Piece], list[ClockOffset]]:
+    def drain(self) -> tuple[list[Piece], list[Measured]]:
         offsets, blocks, merged = self._offsets.take_all(), self._blocks.take_all(), []
         start = 0
         for stop in range(1, len(blocks) + 1):  # what came from one sender in a row is one chunk
@@ -157,7 +168,7 @@ class EstimateTrack:
     def n_waiting(self) -> int:
         return self._hops.n_waiting
 
-    def drain(self) -> tuple[list[Piece], list[ClockOffset]]:
+    def drain(self) -> tuple[list[Piece], list[Measured]]:
         taken = [(hop, self._reducer(hop)) for hop in self._hops.take_all()]
         taken = [(hop, rows) for hop, rows in taken if len(rows.times)]
         if not taken:
@@ -413,9 +424,12 @@ class Recorder:
                 stream.first = float(piece.stamps[0]) if not stream.n_samples else stream.first
                 stream.last = float(piece.stamps[-1])
                 stream.n_samples += len(piece.stamps)
-            if offsets and (heard := self._newest.get(track.labels[0])) is not None:
-                heard.offsets += offsets
-                parts += [xdf.clock_offset(heard.number, measured) for measured in offsets]
+            for measured in offsets:
+                label, own = track.labels[0], measured.description
+                heard = self._newest.get(label) if own is None else self._stream(label, own)
+                if heard is not None:
+                    heard.offsets.append(measured.offset)
+                    parts.append(xdf.clock_offset(heard.number, measured.offset))
         headers, self._new_headers = self._new_headers, []
         return b"".join(headers + parts), counts
 

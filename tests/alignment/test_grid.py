@@ -12,6 +12,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from rt_mmdf.alignment.grid import AlignedHop, Aligner, AlignmentSettings, StreamSpec
+from rt_mmdf.alignment.resampler import FractionalResampler
 from rt_mmdf.core.blocks import Flag, RawBlock
 from rt_mmdf.core.channels import Channels, ChannelType, Modality
 from rt_mmdf.core.errors import ConfigurationError
@@ -330,6 +331,28 @@ def test_a_sender_whose_clock_was_set_ahead_is_not_trusted(behind_s: float) -> N
     assert not said[(times > 6.0) & (times < 7.9)].any()
 
 
+@pytest.mark.parametrize("off_ms", [-2.8, -1.5, 1.5, 2.8])
+def test_stamps_that_shift_by_less_than_a_sample_are_uncertain_until_they_are_followed(off_ms: float) -> None:
+    """No hole can be seen in that, and a fit to a minute of stamps follows slowly: its own uncertainty does not tell."""
+    sender = Sender(EEG, 2, 250.0, 12)
+    sender.stamps[sender.times >= 11.0] += 1e-3 * off_ms
+    hops = feed(aligner(250.0), [sender, Sender(MEG, 3, 1000.0, 12)])
+    times, flags = (np.concatenate([getattr(h.block, key) for h in hops]) for key in ("times", "flags"))
+    said = (flags & np.uint32(Flag.CLOCK_UNCERTAIN)) != 0
+    assert not said[(times > 9.0) & (times < 11.0)].any()
+    n_flagged = 0
+    for t in np.arange(6.5, 11.0, 0.5):
+        followed_ms = 1e3 * (phase_s(hops, 2, 11.0, t, t + 0.5) - phase_s(hops, 0, 11.0, t, t + 0.5))
+        left_ms = abs(off_ms - followed_ms)
+        window = said[(times >= 5.0 + t) & (times < 5.5 + t)]
+        if left_ms > 1.2:
+            assert window.all(), t
+            n_flagged += 1
+        elif left_ms < 0.4:
+            assert not window.any(), t
+    assert n_flagged >= 2
+
+
 @hypothesis_settings(max_examples=15)
 @given(first=st.integers(2000, 3000), n=st.integers(1, 60), value=st.sampled_from([np.nan, np.inf, -np.inf]))
 def test_samples_that_are_placed_by_counting_alone_say_so(first: int, n: int, value: float) -> None:
@@ -340,9 +363,9 @@ def test_samples_that_are_placed_by_counting_alone_say_so(first: int, n: int, va
     times, flags = (np.concatenate([getattr(h.block, key) for h in hops]) for key in ("times", "flags"))
     said = times[(flags & np.uint32(Flag.CLOCK_UNCERTAIN)) != 0]
     said = said[said > 7.0]  # before, the clocks are being learnt
-    start, stop = sender.times[first], sender.times[first + n - 1]
-    assert said[0] == pytest.approx(start - 0.010, abs=0.002)  # the reach of the resampler
-    assert said[-1] == pytest.approx(stop + 0.010, abs=0.002)
+    reach = FractionalResampler(500.0, 1000.0, 0.010)
+    assert said[0] == pytest.approx(sender.times[first - reach.n_ahead], abs=0.002)
+    assert said[-1] == pytest.approx(sender.times[first + n - 1 + reach.n_past], abs=0.002)
     assert len(said) == round((said[-1] - said[0]) * 1000) + 1
 
 

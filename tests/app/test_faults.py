@@ -27,6 +27,7 @@ from rt_mmdf.lsl.interface import ChannelDescription, StreamDescription
 from rt_mmdf.lsl.memory import ManualClock, MemoryTransport
 from rt_mmdf.runtime.mailbox import Signal
 from rt_mmdf.runtime.suspension import Suspension
+from rt_mmdf.runtime.worker import Worker
 from rt_mmdf.sinks.recording import Recorder, XdfFile
 from rt_mmdf.sinks.stc_files import SegmentWriter
 from rt_mmdf.solvers.network import NetworkSolver
@@ -981,6 +982,30 @@ def test_the_engine_ends_after_one_error_too_many(
     with pytest.raises(WorkerFailed):
         live.session.stop()
     assert live.session.incidents.counts["worker"] == 5
+
+
+@pytest.mark.parametrize("last", ["clock watch", "operators", "health"])
+def test_a_session_whose_start_is_interrupted_leaves_neither_threads_nor_streams(
+    last: str, lab: Lab, content: dict[str, Any], template_head_ico3: HeadModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, begun, begin = Bench(lab, content, template_head_ico3).session, [], Worker.start
+
+    def interrupted(worker: Worker) -> Worker:
+        begun.append(begin(worker))
+        if worker.name == last:
+            raise KeyboardInterrupt
+        return worker
+
+    assert len(lab.transport.resolve(timeout_s=0.0)) > 2
+    monkeypatch.setattr(Worker, "start", interrupted)
+    try:
+        with pytest.raises(KeyboardInterrupt), session:
+            raise AssertionError("it has started")
+        assert begun[-1].name == last
+        assert [worker.name for worker in begun if worker.alive] == []
+        assert {stream.name for stream in lab.transport.resolve(timeout_s=0.0)} == {"a-EEG", "a-MEG"}
+    finally:
+        session.stop()
 
 
 def _quick(tell: Any, *given: Any, **more: Any) -> Any:

@@ -88,8 +88,8 @@ def test_the_file_holds_what_was_sent_and_what_was_made_of_it(
     stimuli = lab.transport.machine("stimulus-pc", offset_s=-321.5)
     lab.publish_events("stimuli", [(1.0, "1"), (2.25, "go")], stimuli)
     content["average"] = {"markers": {"name": "stimuli"}, "events": {"left": [1]}}
-    marks = MarksOutlet(lab.transport, "a-marks")
-    lab.looks.append(lambda second: marks.publish("moved", 2003.0) if second == 3.0 else None)
+    marks = MarksOutlet(lab.transport.machine("view-pc", offset_s=50.0), "a-marks")
+    lab.looks.append(lambda second: marks.publish("moved", 2053.0) if second == 3.0 else None)
     session, estimates = lab.image(content)
     read, beside = load(tmp_path / "out.xdf"), json.loads((tmp_path / "out.json").read_text())
     for modality in Modality:
@@ -111,6 +111,7 @@ def test_the_file_holds_what_was_sent_and_what_was_made_of_it(
     np.testing.assert_allclose(read["markers"]["time_stamps"], [2001.0 - 321.5, 2002.25 - 321.5])
     np.testing.assert_allclose(read["markers"]["clock_values"], 321.5, atol=2e-5)
     assert [json.loads(row[0])["text"] for row in read["marks"]["time_series"]] == ["moved"]
+    np.testing.assert_allclose(read["marks"]["clock_values"], -50.0, atol=2e-5)
     data, times = np.hstack([e.data for e in estimates]), np.concatenate([e.times for e in estimates])
     np.testing.assert_array_equal(read["sources"]["time_series"], data.T)
     np.testing.assert_array_equal(read["sources"]["time_stamps"], times)
@@ -127,8 +128,9 @@ def test_the_file_holds_what_was_sent_and_what_was_made_of_it(
     assert beside["Error"] is None
     caplog.clear()
     streams, _ = pyxdf.load_xdf(tmp_path / "out.xdf")  # as anybody would
-    assert caplog.messages == ["Stream 7: Segments and clock-segments differ"]  # the marks: their clock is not measured
-    assert streams[6]["info"]["name"] == ["a-marks"]
+    assert not caplog.messages
+    (mark,) = (s["time_stamps"] for s in streams if s["info"]["name"] == ["a-marks"])
+    np.testing.assert_allclose(mark, 2003.0, atol=3e-4)
     begins = [s["time_stamps"][0] for s in streams if s["info"]["type"][0] in ("EEG", "MEG")]
     np.testing.assert_allclose(begins, 2000.3, atol=1e-4)
 

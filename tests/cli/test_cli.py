@@ -8,9 +8,11 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import tomllib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import mne
@@ -19,13 +21,16 @@ import pytest
 from typer.testing import CliRunner
 
 import rt_mmdf
-from rt_mmdf.acquisition.replay import ReplaySettings
+from rt_mmdf.acquisition.replay import Replay, ReplaySettings
 from rt_mmdf.app.doctor import Finding, Verdict
+from rt_mmdf.cli.live import interrupts_between_looks
 from rt_mmdf.cli.main import app
 from rt_mmdf.core.errors import ConfigurationError, HeadModelError, RecordingError, SinkError
 from rt_mmdf.core.settings import load_settings, validate_settings
 from rt_mmdf.lsl.interface import ChannelDescription, StreamDescription
-from rt_mmdf.lsl.memory import ManualClock, MemoryTransport
+from rt_mmdf.lsl.memory import ManualClock, MemoryOutlet, MemoryTransport
+from rt_mmdf.runtime.mailbox import Signal
+from rt_mmdf.runtime.worker import Worker
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 COMMANDS = ["view", "profile", "replay", "head", "streams", "doctor"]
@@ -135,6 +140,101 @@ def test_replay_ends_cleanly_when_told_and_says_what_it_sent(
     assert f"as {prefix}-EEG" in out
     content = json.loads(log.read_text())
     assert content["streams"]["eeg"]["name"] == f"{prefix}-EEG"
+
+
+class Hurrying(ManualClock):
+    """A clock that goes on whenever it is asked."""
+
+    def now(self) -> float:
+        return self.advance(0.01)
+
+
+def test_replay_that_is_interrupted_as_it_begins_ends_before_its_streams_do(
+    recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rt_mmdf.lsl.network.NetworkTransport", lambda: MemoryTransport(Hurrying()))
+    begun: list[Worker] = []
+    begin, push, close = Worker.start, MemoryOutlet.push, MemoryOutlet.close
+    sent, playing_at_close = Signal(), {}
+
+    def interrupted(worker: Worker) -> Worker:
+        begun.append(begin(worker))
+        assert sent.wait(10.0)
+        raise KeyboardInterrupt
+
+    def told(outlet: MemoryOutlet, *given: Any) -> None:
+        push(outlet, *given)
+        sent.ring()
+
+    def watched(outlet: MemoryOutlet) -> None:
+        playing_at_close[outlet.description.name] = begun[0].alive
+        close(outlet)
+
+    monkeypatch.setattr(Worker, "start", interrupted)
+    monkeypatch.setattr(MemoryOutlet, "push", told)
+    monkeypatch.setattr(MemoryOutlet, "close", watched)
+    log = tmp_path / "log.json"
+    try:
+        result = RUNNER.invoke(app, ["replay", str(recording), "--loop", "inf", "--log", str(log)])
+    finally:
+        for worker in begun:
+            worker.stop()
+    assert result.exit_code == 130, result.output
+    assert playing_at_close == dict.fromkeys(["replay-EEG", "replay-MEG", "replay-markers"], False)
+    n_sent = {name: own["n_sent"] for name, own in json.loads(log.read_text())["streams"].items()}
+    assert sum(n_sent.values()) > 0
+    assert f"sent {n_sent['eeg']} samples as replay-EEG, {n_sent['meg']} samples as replay-MEG, 0 markers" in result.output
+
+
+def test_ctrl_c_that_cuts_into_a_lock_ends_a_replay_as_any_other(
+    recording: Path, network: MemoryTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release, worker_of, left = threading.Condition._release_save, Replay.worker, [0]
+
+    def released(condition: threading.Condition) -> object:
+        state = release(condition)
+        if left[0] and threading.current_thread() is threading.main_thread():
+            left[0] -= 1
+            signal.raise_signal(signal.SIGINT)
+        return state
+
+    def armed(player: Replay, *given: Any, **more: Any) -> Worker:
+        left[0] = 1
+        return worker_of(player, *given, **more)
+
+    monkeypatch.setattr(threading.Condition, "_release_save", released)
+    monkeypatch.setattr(Replay, "worker", armed)
+    result = RUNNER.invoke(app, ["replay", str(recording), "--loop", "inf"])
+    assert left == [0]
+    assert result.exit_code == 130, result.exception
+    assert "sent 0 samples as replay-EEG, 0 samples as replay-MEG, 0 markers" in result.output
+    assert network.resolve(timeout_s=0.0) == []
+
+
+def test_interrupts_wait_for_a_look_and_a_second_one_does_not() -> None:
+    def terminate(number: int, frame: object) -> None:
+        sys.exit(128 + number)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        for number, raised in ((signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)):
+            with interrupts_between_looks() as look:
+                look()
+                signal.raise_signal(number)
+                with pytest.raises(raised):
+                    look()
+                with pytest.raises(raised):
+                    signal.raise_signal(number)
+        assert signal.getsignal(signal.SIGINT) is before[signal.SIGINT]
+        assert signal.getsignal(signal.SIGTERM) is terminate
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell starts what runs in the background
+        with interrupts_between_looks() as look:
+            signal.raise_signal(signal.SIGINT)
+            look()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @pytest.mark.lsl

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rt_mmdf.lsl.interface import ChannelDescription, StreamDescription
+from rt_mmdf.lsl.interface import REJOIN_S, ChannelDescription, StreamDescription
 from rt_mmdf.lsl.memory import ManualClock, MemoryTransport, SenderClock
 
 DESCRIPTION = StreamDescription("a", "EEG", "id", 10.0, "float32", (ChannelDescription("x"),), {})
@@ -58,6 +58,8 @@ def test_a_probe_of_a_closed_outlet_measures_nothing_until_it_is_back() -> None:
     outlet.close()
     assert probe.measure(1.0) is None
     transport.outlet(DESCRIPTION)
+    assert probe.measure(1.0) is None
+    transport.clock.advance(REJOIN_S)  # type: ignore[attr-defined]
     assert probe.measure(1.0) is not None
 
 
@@ -79,6 +81,8 @@ def test_an_inlet_hears_an_outlet_that_comes_back_with_its_source_id() -> None:
     outlet.close()
     assert len(inlet.pull(0.0)[1]) == 0
     successor = transport.outlet(DESCRIPTION)
+    assert not successor.has_consumers()
+    transport.clock.advance(REJOIN_S)  # type: ignore[attr-defined]
     assert successor.has_consumers()
     successor.push(np.ones((1, 1), np.float32), 2.0)
     assert inlet.pull(0.0)[1].tolist() == [2.0]

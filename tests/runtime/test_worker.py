@@ -134,3 +134,54 @@ def test_a_fatal_error_ends_a_worker_at_once_and_a_stop_ends_the_wait() -> None:
     patient.stop(10.0)  # and nothing is raised: it was going on
     with pytest.raises(WorkerFailed):
         fatal.stop()
+
+
+def test_a_start_that_is_interrupted_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    begin, inside = threading.Thread.start, threading.Event()
+
+    def interrupted(thread: threading.Thread) -> None:
+        begin(thread)
+        assert inside.wait(10.0)
+        raise KeyboardInterrupt
+
+    def step() -> None:
+        inside.set()
+        worker.pause(0.01)
+
+    worker = Worker("begun", step)
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            worker.start()
+        worker._thread.join(10.0)
+        assert not worker.alive
+    finally:
+        worker.stop()
+
+
+def test_a_worker_whose_thread_had_hardly_begun_can_be_stopped_and_does_nothing() -> None:
+    known, go, passed, steps = threading.Event(), threading.Event(), threading.Event(), []
+
+    class Interrupted(threading.Event):
+        """That a thread has begun: in the thread it takes its time, and who waits for it hears Ctrl-C instead."""
+
+        def set(self) -> None:
+            known.set()
+            go.wait(10.0)
+            super().set()
+            passed.set()
+
+        def wait(self, timeout: float | None = None) -> bool:
+            assert known.wait(10.0)
+            raise KeyboardInterrupt
+
+    worker = Worker("hardly", lambda: steps.append(1))
+    worker._thread._started = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        worker.start()
+    worker.stop()
+    go.set()
+    assert passed.wait(10.0)
+    worker._thread.join(10.0)
+    assert not worker.alive
+    assert steps == []

@@ -122,6 +122,19 @@ def test_a_sender_that_is_replaced_by_another_one_is_another_stream(recorder: Re
     assert [(s.description.name, s.n_samples) for s in recorder.streams] == [("amp", 10), ("other", 5)]
 
 
+def test_where_several_send_at_a_time_each_clock_is_that_of_its_own_sender(recorder: Recorder, track: StreamTrack) -> None:
+    other = stream("other")
+    track.put(AMP, *block(0, 5))
+    track.put_offset(ClockOffset(10.0, 3.0, 1e-4), other)  # nothing has come of that one yet
+    track.put(other, *block(5, 5))
+    track.put_offset(ClockOffset(20.0, 7.0, 1e-4), AMP)
+    recorder.close()
+    assert [(s.description.name, [o.offset for o in s.offsets]) for s in recorder.streams] == [
+        ("amp", [7.0]),
+        ("other", [3.0]),
+    ]
+
+
 def test_the_thread_writes_by_itself(tmp_path: Path, track: StreamTrack) -> None:
     recorder = Recorder(RecordSettings(file=tmp_path / "a.xdf"), ManualClock(), [track], {}).start()
     for k in range(100):

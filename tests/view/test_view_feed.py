@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from rt_mmdf.core.blocks import Flag
 from rt_mmdf.core.errors import HeadModelError, StreamAmbiguous, WorkerFailed
-from rt_mmdf.lsl.interface import ChannelDescription, StreamDescription
+from rt_mmdf.lsl.interface import REJOIN_S, ChannelDescription, StreamDescription
 from rt_mmdf.lsl.memory import ManualClock, MemoryTransport
+from rt_mmdf.runtime.worker import Worker
 from rt_mmdf.sinks.averages import AverageDescription, AverageEstimate, AverageOutlets
 from rt_mmdf.sinks.estimates import COMPANION_COLUMNS
 from rt_mmdf.sinks.marks import read_mark
@@ -241,14 +242,14 @@ def test_an_engine_that_comes_back_another_is_never_mixed_with_the_first(lab: La
     assert len(state.history) >= 10
 
 
-def test_another_engine_behind_the_same_streams_is_found_out_at_once(lab: Lab) -> None:
+def test_another_engine_behind_the_same_streams_is_found_out_as_soon_as_it_is_heard(lab: Lab) -> None:
     """As liblsl's recovery makes it: same name and source id, same number of channels, another head."""
     engine = PublishingEngine(lab.there)
     lab.round()
     before = lab.run(engine, 0.5)
     engine.close()
     again = PublishingEngine(lab.there, sources=sources_of(fingerprint="cd" * 32))
-    state = lab.run(again, 0.5)
+    state = lab.run(again, REJOIN_S + 0.5)
     assert state.engine is not None
     assert state.engine.fingerprint == "cd" * 32
     assert state.generation > before.generation
@@ -268,7 +269,7 @@ def test_another_engine_that_has_counted_on_is_found_out_too(lab: Lab) -> None:
         again.publish()
     assert again.index > engine.index
     engine.close()
-    state = lab.run(again, 0.5)
+    state = lab.run(again, REJOIN_S + 0.5)
     assert state.engine is not None
     assert state.engine.fingerprint == "cd" * 32
     assert state.generation > before.generation
@@ -606,6 +607,32 @@ def test_the_threads_run_and_end_and_the_engine_does_not_notice(lab: Lab) -> Non
     assert not engine.outlets._estimate.has_consumers()
     engine.publish()
     feed.close()  # a second time
+
+
+@pytest.mark.parametrize("last", ["view estimates", "view aside"])
+def test_a_feed_whose_start_is_interrupted_leaves_neither_threads_nor_streams(
+    last: str, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = PublishingEngine(lab.there, more={"streams/marks": "e-marks"})
+    feed, begin = lab.feed, Worker.start
+
+    def interrupted(worker: Worker) -> Worker:
+        begin(worker)
+        if worker.name == last:
+            _wait(engine.outlets._estimate.has_consumers)
+            _wait(lambda: last != "view aside" or bool(lab.here.resolve(name="e-marks")))
+            raise KeyboardInterrupt
+        return worker
+
+    monkeypatch.setattr(Worker, "start", interrupted)
+    try:
+        with pytest.raises(KeyboardInterrupt), feed:
+            raise AssertionError("it has started")
+        assert not _threads()
+        assert not engine.outlets._estimate.has_consumers()
+        assert lab.here.resolve(name="e-marks") == []
+    finally:
+        feed.close()
 
 
 def test_a_fault_of_the_program_is_not_swallowed(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,7 +64,6 @@ from rt_mmdf.acquisition.chaos import (
     StreamChaos,
     draw_plan,
 )
-from rt_mmdf.acquisition.receiver import REJOIN_S
 from rt_mmdf.acquisition.recording import Recording
 from rt_mmdf.acquisition.replay import LEAD_S, Replay, ReplaySettings
 from rt_mmdf.app.session import Session
@@ -136,22 +135,11 @@ class StreamClock:
 
 
 class Senders(MemoryTransport):
-    """The computers that the streams come from. As with liblsl, an inlet goes on with the successor of an outlet that has
-    vanished no sooner than after 1 s; the memory's own does at once.
-    """
+    """The computers that the streams come from."""
 
     def __init__(self, engine: MemoryTransport, clock: ManualClock, measured: frozenset[FaultKind]) -> None:
         super().__init__(clock, hostname="there", uncertainty_s=engine.uncertainty_s, _network=engine._network)
         self.clocks = {m.upper(): StreamClock(clock, m, measured) for m in Modality}
-        closed: dict[str, float] = {}
-        find = engine._network.successor
-
-        def successor(of: MemoryOutlet) -> MemoryOutlet:
-            if of.closed and clock.now() < closed.setdefault(of.description.uid, clock.now()) + REJOIN_S:
-                return of
-            return find(of)
-
-        engine._network.successor = successor  # type: ignore[method-assign]
 
     def outlet(self, description: StreamDescription, *, chunk_size: int = 0, buffer_s: float = 360.0) -> MemoryOutlet:
         outlet = super().outlet(description, chunk_size=chunk_size, buffer_s=buffer_s)

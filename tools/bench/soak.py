@@ -36,6 +36,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import psutil
+from faked_clock import faked_clock
 from machine import machine
 from replay_with_true_clock import true_clock
 from trend import slope_per_hour
@@ -294,7 +295,7 @@ class Soak:
             self._send(modality)
         words = ["--role", "engine", "--solver", solver, "--budget", str(budget_ms), "--seconds", str(seconds)]
         words += ["--out", str(folder / "engine.npz")]
-        self._start("engine", words, {})
+        self._start("engine", words, None)
         line = self._processes["engine"].stdout.readline()  # type: ignore[union-attr]
         if line.strip() != "running":
             raise SystemExit("the engine ended before it imaged")
@@ -302,16 +303,15 @@ class Soak:
     def _send(self, modality: str) -> None:
         self._lives[modality] += 1
         words = ["--role", modality, "--life", str(self._lives[modality]), "--out", str(self.folder)]
-        faked = {"FAKETIME_TIMESTAMP_FILE": str(self._clock), "FAKETIME_CACHE_DURATION": "1"} if modality == "eeg" else {}
-        self._start(modality, words, faked)
+        own = None  # clock
+        if modality == "eeg":  # from a file, so that it can be set while it runs
+            own = faked_clock(FAKETIME_TIMESTAMP_FILE=str(self._clock), FAKETIME_CACHE_DURATION="1")
+        self._start(modality, words, own)
 
-    def _start(self, who: str, words: list[str], faked: dict[str, str]) -> None:
+    def _start(self, who: str, words: list[str], environment: dict[str, str] | None) -> None:
         command = [sys.executable, __file__, "--prefix", self.prefix, *words]
-        if faked:  # the library that `faketime` preloads; a file in place of its -f lets the clock be set while it runs
-            shown = subprocess.run(["faketime", "-f", "+0s", "env"], capture_output=True, text=True, check=True).stdout
-            faked |= dict(line.split("=", 1) for line in shown.splitlines() if line.startswith("LD_PRELOAD="))
         self._processes[who] = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | faked
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
 
     def inflict(self, whom: str, what: str) -> None:

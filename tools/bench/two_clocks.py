@@ -29,6 +29,7 @@ from rt_mmdf.lsl.network import NetworkTransport
 from rt_mmdf.runtime.mailbox import Signal
 
 sys.path.insert(0, str(Path(__file__).parent))
+from faked_clock import faked_clock
 from machine import machine
 
 HERE = Path(__file__).parent
@@ -89,9 +90,8 @@ def measure(
             command = [sys.executable, str(HERE / "replay_with_true_clock.py"), str(clocks[modality]), str(recording)]
             command += ["--prefix", prefix, "--only", modality.value, "--no-markers", "--jitter-ms", f"{jitter_ms:g}"]
             command += ["--wait-for-consumers", "60", "--log", str(logs[modality])]
-            if modality is Modality.EEG:
-                command = ["faketime", "-f", fake, *command]
-            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+            own = faked_clock(FAKETIME=fake) if modality is Modality.EEG else None
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=own)
             processes[modality] = process
             stack.callback(_end, process)
         transport, wake = NetworkTransport(), Signal()
