@@ -148,6 +148,11 @@ class SessionRecorder:
         """How often the writing thread has raised, and has gone on."""
         return self._recorder.n_raised
 
+    @property
+    def unflushed_s(self) -> float:
+        """Seconds since the last flush began; about one, unless the disk takes longer."""
+        return self._recorder.unflushed_s
+
     def check(self) -> None:
         """Raise WorkerFailed when the writing thread has died."""
         self._recorder.check()

@@ -23,6 +23,8 @@ DRIFT_PPM = 200.0
 """Clocks of computers are within 100 ppm of each other."""
 FUTURE_MS = 50.0
 """Samples that arrive so long before the time of their stamps have wrong stamps."""
+SLOW_DISK_S = 1.9
+"""Recordings are flushed once a second; when that has not begun for so long, the disk holds it up."""
 FEW_HANDLES = 16
 LITTLE_MEMORY = 256 << 20
 
@@ -133,7 +135,11 @@ class Watch:
         for kind in ("stream_gone", "stream_unusable"):
             there = trouble is not None and trouble.kind == kind
             self._lasting(
-                kind, modality, there, "" if trouble is None else f"{trouble.text}. {goes_on}", f"{stream} is heard"
+                kind,
+                modality,
+                there,
+                "" if trouble is None else f"{trouble.text.rstrip('.')}. {goes_on}",
+                f"{stream} is heard",
             )
         self._growing.look(
             "nonfinite", modality, arrivals.n_nonfinite, "{n} samples with NaN or infinity; these are replaced"
@@ -216,11 +222,21 @@ class Watch:
 
     def _look_at_sinks(self) -> None:
         session, look = self._session, self._growing.look
+        died = set()
+        for what, sink in (("recording", session.recorder), ("files", session.files)):
+            if sink is not None:
+                try:
+                    sink.check()
+                except WorkerFailed as error:
+                    died.add(what)
+                    self._incidents.begin("worker", what, f"{error}. Nothing more is written; imaging goes on.")
         if session.recorder is not None:
             n_raised, status = session.recorder.n_raised, session.recorder.status()
-            self._lasting(
-                "disk", "recording", not status["writing"], status["error"] or "", "the recording is written again"
-            )
+            behind_s = session.recorder.unflushed_s if self._now() > self._awake_since else 0.0
+            wrong = "" if status["writing"] else status["error"] or "it cannot be written"
+            if not wrong and behind_s > SLOW_DISK_S and "recording" not in died:
+                wrong = f"the disk has not been done for {behind_s:.1f} s; {status['waiting']} samples wait in memory"
+            self._lasting("disk", "recording", wrong, wrong, "the recording is written again")
             look("not_recorded", "recording", sum(status["dropped"].values()), "{n} samples could not be written")
             if n_raised > self._raised:
                 self._incidents.note("worker", "recording", f"its thread raised: {status['error']}", n_raised - self._raised)
@@ -229,12 +245,6 @@ class Watch:
             files = session.files.status
             self._lasting("disk", "files", files.error, files.error or "", "estimates are written again")
             look("not_recorded", "files", files.lost, "{n} estimates could not be written")
-        for what, sink in (("recording", session.recorder), ("files", session.files)):
-            if sink is not None:
-                try:
-                    sink.check()
-                except WorkerFailed as error:
-                    self._incidents.begin("worker", what, f"{error}. Nothing more is written; imaging goes on.")
 
     def _look_slowly(self) -> None:
         session = self._session

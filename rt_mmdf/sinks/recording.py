@@ -370,6 +370,11 @@ class Recorder:
         logger.error("%s", self.error, exc_info=error)
 
     @property
+    def unflushed_s(self) -> float:
+        """Seconds since the last flush began; they are `FLUSH_S` apart, unless the disk takes longer."""
+        return time.monotonic() - self._flushed
+
+    @property
     def streams(self) -> list[RecordedStream]:
         """All streams of the file, in the order of their numbers."""
         return list(self._streams.values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from rt_mmdf.alignment.grid import ASIDE_S
 from rt_mmdf.app.engine import FAILED_HOPS, GIVE_UP_S
 from rt_mmdf.app.imaging import Imaging
 from rt_mmdf.app.session import Session
+from rt_mmdf.app.watch import LOOK_S, SLOW_DISK_S
 from rt_mmdf.core.blocks import Flag, SourceEstimate
 from rt_mmdf.core.channels import Modality
 from rt_mmdf.core.errors import SolverError, StreamError, WorkerFailed
@@ -201,7 +203,7 @@ def test_a_stall_is_told_the_other_modality_goes_on_and_both_return(bench: Any) 
         meanwhile = live.run(seconds)
         live.eeg.sends = True
         live.run(LIMIT_S)
-        stall = live.until_told("stall", "eeg", 0.1, ended=True)
+        stall = live.until_told("stall", "eeg", 0.2, ended=True)
         assert injected - 0.1 <= stall["began"] <= stall["noticed"] <= injected + STALL_LIMIT_S
         assert stall["ended"] - stall["began"] == pytest.approx(seconds, abs=0.1)
         assert live.session.incidents.counts["stall"] == n
@@ -615,7 +617,7 @@ def test_a_solver_that_raises_costs_its_hops_and_nothing_else(moody: Any, caplog
     solver.raises = False
     assert has(flags_of(failed), Flag.INVALID).all()
     assert np.isnan(np.hstack([e.data for e in failed])).all()
-    fact = live.until_told("solver", "engine", 0.1)
+    fact = live.until_told("solver", "engine", 0.2)
     assert "FloatingPointError: a bad day" in fact["detail"]
     assert live.session.engine.counts.failed == len(failed) == live.session.status()["failed_hops"]
     check_whole(live.run(1.0))
@@ -691,7 +693,7 @@ def test_a_stage_that_raises_costs_its_hop(bench: Any, monkeypatch: pytest.Monke
     monkeypatch.setattr(live.session.engine.chain.cleaning, "clean", clean)
     assert failed
     assert has(flags_of(failed), Flag.INVALID).all()
-    assert "MemoryError: no room" in live.until_told("solver", "engine", 0.1)["detail"]
+    assert "MemoryError: no room" in live.until_told("solver", "engine", 0.2)["detail"]
     live.run(1.0)
     check_whole(live.run(1.0))
     times = np.concatenate([e.times for e in live.estimates])
@@ -724,11 +726,34 @@ def test_a_disk_that_is_full_for_a_while_is_told_and_costs_nothing(
     monkeypatch.setattr(XdfFile, "append", append_or_raise)
     full[0] = True
     until_true(live, lambda: not recorder.status()["writing"])
-    assert "No space left" in live.until_told("disk", "recording", 0.1)["detail"]
+    assert "No space left" in live.until_told("disk", "recording", 0.2)["detail"]
     check_whole(live.run(1.0))
     full[0] = False
     until_true(live, lambda: recorder.status()["writing"])
-    assert live.until_told("disk", "recording", 0.1, ended=True)["detail"] == "the recording is written again"
+    assert live.until_told("disk", "recording", 0.2, ended=True)["detail"] == "the recording is written again"
+    recorder.close()
+    samples = recorder.status()["samples"]
+    assert [samples["eeg"], samples["meg"]] == [live.eeg.n_sent, live.meg.n_sent]
+    assert "not_recorded" not in live.session.incidents.counts
+
+
+def test_a_disk_that_stands_still_is_told_in_time_and_costs_nothing(
+    bench: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    live = bench(output={"record": {"file": str(tmp_path / "whole.xdf")}})
+    recorder, append, free = live.session.recorder, XdfFile.append, threading.Event()
+
+    def append_when_free(self: XdfFile, chunks: bytes) -> None:
+        assert free.wait(60.0)
+        append(self, chunks)
+
+    monkeypatch.setattr(XdfFile, "append", append_when_free)
+    assert SLOW_DISK_S + LOOK_S < LIMIT_S  # since the last flush, after which it stood still
+    until_true(live, lambda: recorder.unflushed_s > SLOW_DISK_S)
+    assert "samples wait in memory" in live.until_told("disk", "recording", 0.2)["detail"]
+    check_whole(live.run(1.0))
+    free.set()
+    until_true(live, lambda: not live.session.incidents.lasts("disk", "recording"))
     recorder.close()
     samples = recorder.status()["samples"]
     assert [samples["eeg"], samples["meg"]] == [live.eeg.n_sent, live.meg.n_sent]
@@ -748,9 +773,9 @@ def test_estimates_that_cannot_be_written_are_told_and_counted_until_they_can(
     with monkeypatch.context() as patch:
         patch.setattr(SegmentWriter, "_write", refuse)
         until_true(live, lambda: files.status.lost > 0)
-    assert live.until_told("disk", "files", 0.1)["ended"] is None
+        assert live.until_told("disk", "files", LIMIT_S)["ended"] is None
     until_true(live, lambda: files.status.error is None)
-    assert live.until_told("disk", "files", 0.1, ended=True)["detail"] == "estimates are written again"
+    assert live.until_told("disk", "files", LIMIT_S, ended=True)["detail"] == "estimates are written again"
     lost = live.until_told("not_recorded", "files", 2 * LIMIT_S, ended=True)
     assert lost["count"] == files.status.lost == live.session.scorecard().extra["files"]["lost"] > 0
     assert lost["detail"] == f"{lost['count']} estimates could not be written"
@@ -770,7 +795,7 @@ def test_a_recording_whose_thread_raises_is_told_and_goes_on(
 
     monkeypatch.setattr(Recorder, "write", raise_once)
     until_true(live, lambda: recorder.n_raised == 1)
-    told = live.until_told("worker", "recording", 0.1)
+    told = live.until_told("worker", "recording", 0.2)
     assert "MemoryError: no room; recording goes on" in told["detail"]
     live.run(3.0)
     recorder.close()
@@ -790,7 +815,7 @@ def test_a_recording_whose_thread_dies_is_told_once_and_imaging_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(Recorder, "write", die)
         until_true(live, lambda: bool(live.facts("worker", "recording")))
-    assert "Nothing more is written; imaging goes on." in live.until_told("worker", "recording", 0.1)["detail"]
+    assert "Nothing more is written; imaging goes on." in live.until_told("worker", "recording", 0.2)["detail"]
     check_whole(live.run(4.0))
     assert live.session.incidents.lasts("worker", "recording")
     assert live.session.incidents.counts == {"worker": 1}
@@ -805,7 +830,7 @@ def test_a_suspension_is_told_and_is_no_stall_of_the_streams(bench: Any) -> None
     live.run(0.5)
     held[0] = 3.0
     live.run(STEP_S)
-    fact = live.until_told("suspended", "process", 0.1)
+    fact = live.until_told("suspended", "process", 0.2)
     assert fact["ended"] - fact["began"] == pytest.approx(3.0, abs=0.1)
     live.run(1.0)
     assert "stall" not in live.session.incidents.counts
@@ -815,8 +840,8 @@ def test_hops_that_take_too_long_are_told_as_late_and_as_skipped(moody: Any) -> 
     live, solver = moody(budget_ms=60.0)
     solver.takes_s = 0.1
     live.run(2.0)
-    assert live.until_told("skipped_hops", "engine", 0.1)["count"] > 10
-    assert live.until_told("missed_deadlines", "engine", 0.1)["count"] > 10
+    assert live.until_told("skipped_hops", "engine", 0.2)["count"] > 10
+    assert live.until_told("missed_deadlines", "engine", 0.2)["count"] > 10
     solver.takes_s = 0.0
     live.until_told("skipped_hops", "engine", 2 * LIMIT_S, ended=True)
     live.until_told("missed_deadlines", "engine", 2 * LIMIT_S, ended=True)
@@ -832,11 +857,11 @@ def test_estimates_that_no_outlet_takes_are_told_and_counted(bench: Any, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(live.session.outlets, "publish", refuse)
         lost = live.run(0.5)
-    told = live.until_told("publish", "engine", 0.1)
-    assert told["count"] == len(lost)
-    assert told["detail"] == f"{len(lost)} estimates were not published: the network is gone"
+    assert "estimates were not published: the network is gone" in live.until_told("publish", "engine", 0.2)["detail"]
     check_whole(lost)  # files, recording and who else takes them have them
-    live.until_told("publish", "engine", 2 * LIMIT_S, ended=True)
+    over = live.until_told("publish", "engine", 2 * LIMIT_S, ended=True)
+    assert over["count"] == len(lost)
+    assert over["detail"] == f"{len(lost)} estimates were not published: the network is gone"
     assert live.session.incidents.counts["publish"] == 1
 
 
@@ -1021,7 +1046,7 @@ def test_a_second_stream_of_a_name_is_told_and_not_imaged(bench: Any, lab: Lab) 
     live.amplifiers["false"] = false_one
     live.run(0.2)
     live.session.intake.doubles.look()  # its worker does, every 5 s
-    told = live.until_told("double", "eeg", 0.1)
+    told = live.until_told("double", "eeg", 0.2)
     assert told["ended"] is None
     for part in ("1 more on this network called 'a-EEG'", "'id-a-EEG'", "'false'", "'elsewhere'"):
         assert part in told["detail"]
@@ -1031,5 +1056,5 @@ def test_a_second_stream_of_a_name_is_told_and_not_imaged(bench: Any, lab: Lab) 
     assert live.session.intake.receivers["eeg"].description.uid == received
     live.amplifiers.pop("false").vanish()
     live.session.intake.doubles.look()
-    live.until_told("double", "eeg", 0.1, ended=True)
+    live.until_told("double", "eeg", 0.2, ended=True)
     assert live.session.status()["streams"]["eeg"]["doubles"] == 0

@@ -141,7 +141,7 @@ def test_a_build_that_failed_and_is_offered_after_all_has_not_failed_any_more() 
     switch = OperatorSwitch(lambda wanted: None)
     switch.fail(key(), "no data")
     switch.fail(key({"E1"}), "no channel left")
-    switch.offer(key(), operator())
+    switch.offer(key(), operator(1.0))
     assert switch.failed == {key({"E1"}): "no channel left"}
     assert switch.select(key())[1]
 
