@@ -58,6 +58,9 @@ class OperatorBuilder:
         except RtMmdfError as error:
             self.switch.fail(key, str(error))
             logger.warning("%s: cannot image without %s: %s", self.imaging.solver_name, _named(key), error)
+        except BaseException:
+            self.switch.forget(key)  # no memory, say: it may be had the next time
+            raise
 
     def step(self, wait_s: float = TAKE_S) -> None:
         """Build the operator that was wanted last; what was wanted before that is wanted no more."""
@@ -82,6 +85,13 @@ class OperatorBuilder:
     def failed(self) -> dict[str, str]:
         """Why there is no operator, by what it would have been without."""
         return {_named(key): reason for key, reason in self.switch.failed.items()}
+
+    @property
+    def lacking(self) -> str:
+        """Why there is no operator for what is to be imaged now; empty where there is one, or will be."""
+        key = self.switch.current
+        why = None if key is None else self.switch.failed.get(key)
+        return "" if key is None or why is None else f"without {_named(key)}: {why}"
 
     def _want_newer(self) -> None:
         if self.switch.current is not None:

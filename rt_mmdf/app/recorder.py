@@ -143,6 +143,16 @@ class SessionRecorder:
         content = np.array([[text]], dtype=object)
         self._health.put(self._health_stream, content, np.array([self._clock.now()]))
 
+    @property
+    def n_raised(self) -> int:
+        """How often the writing thread has raised, and has gone on."""
+        return self._recorder.n_raised
+
+    @property
+    def unflushed_s(self) -> float:
+        """Seconds since the last flush began; about one, unless the disk takes longer."""
+        return self._recorder.unflushed_s
+
     def check(self) -> None:
         """Raise WorkerFailed when the writing thread has died."""
         self._recorder.check()

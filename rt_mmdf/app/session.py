@@ -109,6 +109,7 @@ class Session:
         self._resources = ExitStack()
         self._workers: list[Worker] = []
         self.newest_status: NewestValue[dict[str, Any]] = NewestValue()
+        self.unpublished, self.newest_unpublished = 0, ""  # estimates that no outlet took, and why
         try:
             # one thread for each product: two cores are shared with the receivers, and a second BLAS thread only waits
             self._resources.enter_context(threadpool_limits(1, "blas"))
@@ -305,7 +306,8 @@ class Session:
             try:
                 stamps = self.outlets.publish(estimate)
             except StreamError as error:
-                self.incidents.failed("publish", "engine", error, "an estimate was not published")
+                self.unpublished, self.newest_unpublished = self.unpublished + 1, str(error)
+                self.incidents.trace("publish", "engine", error)
                 stamps = estimate.stamps
             if math.isnan(self._first_estimate) and not (estimate.flags & np.uint32(Flag.INVALID)).all():
                 self._first_estimate = stamps.published

@@ -23,6 +23,8 @@ DRIFT_PPM = 200.0
 """Clocks of computers are within 100 ppm of each other."""
 FUTURE_MS = 50.0
 """Samples that arrive so long before the time of their stamps have wrong stamps."""
+SLOW_DISK_S = 1.9
+"""Recordings are flushed once a second; when that has not begun for so long, the disk holds it up."""
 FEW_HANDLES = 16
 LITTLE_MEMORY = 256 << 20
 
@@ -72,6 +74,7 @@ class Watch:
         self._stalls: dict[Modality, int] = {}
         self._bads: dict[str, str] = {}
         self._doubles: dict[Modality, int] = {}
+        self._raised = 0  # errors that the recording's thread has survived
 
     def begin_anew(self) -> None:
         """Nobody has looked for a while; that is no suspension."""
@@ -132,7 +135,11 @@ class Watch:
         for kind in ("stream_gone", "stream_unusable"):
             there = trouble is not None and trouble.kind == kind
             self._lasting(
-                kind, modality, there, "" if trouble is None else f"{trouble.text}. {goes_on}", f"{stream} is heard"
+                kind,
+                modality,
+                there,
+                "" if trouble is None else f"{trouble.text.rstrip('.')}. {goes_on}",
+                f"{stream} is heard",
             )
         self._growing.look(
             "nonfinite", modality, arrivals.n_nonfinite, "{n} samples with NaN or infinity; these are replaced"
@@ -200,9 +207,9 @@ class Watch:
         raised = "{n} hops are not imaged, since the solver raised: "
         look("solver", "engine", counts.failed, raised + session.engine.newest_failure)
         look("overwritten", "engine", session.intake.overwritten, "{n} samples came faster than they were taken")
-        failed = session.operators.failed
-        told = "; ".join(f"without {names}: {why}" for names, why in failed.items())
-        self._lasting("operators", "engine", failed, f"cannot image {told}")
+        look("publish", "engine", session.unpublished, "{n} estimates were not published: " + session.newest_unpublished)
+        lacking = session.operators.lacking
+        self._lasting("operators", "engine", lacking, f"cannot image {lacking}")
         fallback = session.fallback
         if fallback is not None:
             detail = f"{fallback.solver_name} images in place of {session.imaging.solver_name} (flag FALLBACK)"
@@ -214,23 +221,30 @@ class Watch:
                 self._lasting("backend", subject, fallen, f"the backend was given up for {backend.get('name')}: {fallen}")
 
     def _look_at_sinks(self) -> None:
-        session = self._session
-        if session.recorder is not None:
-            status = session.recorder.status()
-            self._lasting(
-                "disk", "recording", not status["writing"], status["error"] or "", "the recording is written again"
-            )
-            look = self._growing.look
-            look("not_recorded", "recording", sum(status["dropped"].values()), "{n} samples could not be written")
-        if session.files is not None:
-            error = session.files.status.error
-            self._lasting("disk", "files", error, error or "")
+        session, look = self._session, self._growing.look
+        died = set()
         for what, sink in (("recording", session.recorder), ("files", session.files)):
             if sink is not None:
                 try:
                     sink.check()
                 except WorkerFailed as error:
+                    died.add(what)
                     self._incidents.begin("worker", what, f"{error}. Nothing more is written; imaging goes on.")
+        if session.recorder is not None:
+            n_raised, status = session.recorder.n_raised, session.recorder.status()
+            behind_s = session.recorder.unflushed_s if self._now() > self._awake_since else 0.0
+            wrong = "" if status["writing"] else status["error"] or "it cannot be written"
+            if not wrong and behind_s > SLOW_DISK_S and "recording" not in died:
+                wrong = f"the disk has not been done for {behind_s:.1f} s; {status['waiting']} samples wait in memory"
+            self._lasting("disk", "recording", wrong, wrong, "the recording is written again")
+            look("not_recorded", "recording", sum(status["dropped"].values()), "{n} samples could not be written")
+            if n_raised > self._raised:
+                self._incidents.note("worker", "recording", f"its thread raised: {status['error']}", n_raised - self._raised)
+                self._raised = n_raised
+        if session.files is not None:
+            files = session.files.status
+            self._lasting("disk", "files", files.error, files.error or "", "estimates are written again")
+            look("not_recorded", "files", files.lost, "{n} estimates could not be written")
 
     def _look_slowly(self) -> None:
         session = self._session

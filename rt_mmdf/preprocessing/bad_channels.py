@@ -16,7 +16,7 @@ from rt_mmdf.core.settings import Settings
 from rt_mmdf.preprocessing.availability import Rows, rows_by_modality
 
 MIN_NEIGHBOURS = 4  # with fewer channels of a type there is no crowd to differ from
-PARTS = 20  # pieces of a bin that are summed up as they come: at 1 kHz judging a whole bin at once takes 3 ms of one hop
+PARTS = 12  # pieces of a bin that are summed up as they come: at 1 kHz judging half a second at once takes 3 ms of one hop
 LOG_SPREAD_FLOOR = 0.1  # smallest robust spread of log amplitudes: real arrays show 0.06 to 0.25
 
 
@@ -42,14 +42,17 @@ class BadChannelSettings(Settings):
         Against the neighbours (`n_neighbours` nearest of the same type, all of that type where positions are not known): RMS
         without its linear trend more than `noisy_ratio` times or less than `quiet_ratio` of their median, AND log RMS more
         than `z` robust standard deviations of that type away from it. On the sample recording the two bad channels stand at
-        22 times (z 12 to 19) and 0.1 to 0.25 (z -11 to -23), the others between 0.45 and 2.7 (z -4.6 to 5.3).
-    n_mark, n_window, n_unmark
+        16 to 30 times (z 11 to 19) and 0.10 to 0.44 (z -6 to -23), the others between 0.38 and 2.8 (z -5.1 to 7.0).
+    bin_s, n_mark, n_window, n_unmark
         Bad in `n_mark` of the last `n_window` bins marks a channel; `n_unmark` good bins in a row take the mark away, more
         where the filters remember longer: they must have forgotten how far it was off. A non-finite value marks at once.
+        What is wrong for good marks within ``n_mark + 1`` bins, 1.5 s, wherever in a bin it begins; what is over within
+        ``n_mark - 2`` bins, 0.6 s, marks nothing. Three of four bins that are longer are worse at one of them, or at both
+        (`tools/bench/bad_channels.py`).
     """
 
     enabled: bool = True
-    bin_s: float = Field(default=0.5, ge=0.1)
+    bin_s: float = Field(default=0.3, ge=0.1)
     eeg: ChannelLimits = ChannelLimits(flat_below=1e-7, saturated_above=1e-3)
     mag: ChannelLimits = ChannelLimits(flat_below=5e-15, saturated_above=1e-10)
     grad: ChannelLimits = ChannelLimits(flat_below=5e-13, saturated_above=1e-8)
@@ -58,9 +61,9 @@ class BadChannelSettings(Settings):
     noisy_ratio: float = Field(default=3.0, gt=1)
     quiet_ratio: float = Field(default=1 / 3, gt=0, lt=1)
     z: float = Field(default=6.0, gt=0)
-    n_mark: int = Field(default=3, ge=1)
-    n_window: int = Field(default=4, ge=1)
-    n_unmark: int = Field(default=6, ge=1)
+    n_mark: int = Field(default=4, ge=1)
+    n_window: int = Field(default=5, ge=1)
+    n_unmark: int = Field(default=10, ge=1)
 
 
 class BadChannels:

@@ -41,7 +41,7 @@ class SuspectSettings(Settings):
 class SuspectChannels:
     """Flags samples CHANNEL_SUSPECT from the first on at which a channel that is imaged jumps, or has fallen silent.
 
-    A verdict of `BadChannels` takes up to 2 s; until then the channel is imaged, and its rail or its silence with it. The
+    A verdict of `BadChannels` takes up to 1.5 s; until then the channel is imaged, and its rail or its silence with it. The
     flag stays until the channel is known as bad, or else for as long as the filters remember. What a sample is flagged with
     depends on the samples up to it alone, not on how the stream was cut.
 

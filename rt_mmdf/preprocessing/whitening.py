@@ -76,9 +76,10 @@ class OperatorSwitch:
         return len(self._built)
 
     def offer(self, key: OperatorKey, operator: Operator) -> None:
-        """Bring an operator, from any thread. It is used from the next `select` on."""
+        """Bring an operator, from any thread. It is used from the next `select` on, and `key` has not failed any more."""
         matrix = np.ascontiguousarray(operator.whitener.matrix, dtype=np.float32)
         self._offered.append((key, PreparedOperator(operator, matrix)))
+        self.failed = {failed: why for failed, why in self.failed.items() if failed != key}
 
     def forget(self, key: OperatorKey) -> None:
         """Say that `key` is not being built, since a newer one was wanted; from any thread. It may be asked for again."""

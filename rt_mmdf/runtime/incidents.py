@@ -21,7 +21,7 @@ BURST, PER_S = 4, 10.0
 MAX_TOPICS = 256
 """Pairs of kind and subject whose lines are counted; of more, the one that was told longest ago is forgotten."""
 MAX_PLACES = 256
-MAX_DETAIL = 400
+MAX_DETAIL = 600
 
 
 @dataclass

@@ -303,6 +303,13 @@ class Recorder:
     here : collection of str
         Labels of what is stamped by this machine's clock: its offset is known to be 0, and is in the file, too.
 
+    Attributes
+    ----------
+    error : str | None
+        The newest, which stays.
+    n_raised : int
+        How often its thread has raised something else than the disk's errors, and has gone on.
+
     Raises
     ------
     SinkError
@@ -329,6 +336,7 @@ class Recorder:
         self._unwritten: tuple[bytes, dict[str, int]] | None = None
         self._new_headers: list[bytes] = []
         self.error: str | None = None
+        self.n_raised = 0
         self._writing, self._gone, self._told_room, self._told_moved, self._closed = True, False, False, False, False
         self._retry_at = -math.inf
         self._began = self._flushed_at = clock.now()
@@ -358,7 +366,13 @@ class Recorder:
     def _tell_raised(self, name: str, error: Exception) -> None:
         """Not the disk: a fault of this program, or no memory. What it had in hand may be lost; the rest is recorded."""
         self.error = f"recording {self._file.path}: {type(error).__name__}: {error}; recording goes on"
+        self.n_raised += 1
         logger.error("%s", self.error, exc_info=error)
+
+    @property
+    def unflushed_s(self) -> float:
+        """Seconds since the last flush began; they are `FLUSH_S` apart, unless the disk takes longer."""
+        return time.monotonic() - self._flushed
 
     @property
     def streams(self) -> list[RecordedStream]:

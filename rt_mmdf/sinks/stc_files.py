@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 class FileStatus:
     """What the files hold, for the health report.
 
-    written, lost : estimates (samples) that are on disk; that are not, because the disk or the thread did not keep up
+    written, lost : estimates (samples) that are on disk; that are not, because the disk, the memory or the thread did not do
     segments : files of each kind so far
     error : why the last segment could not be written; None when it could
     """
@@ -95,7 +95,7 @@ class SegmentWriter:
             )
 
     def add(self, estimate: SourceEstimate) -> None:
-        """Take one hop; writes when a segment is complete. Never raises for the disk: see `error` and `lost`."""
+        """Take one hop; writes when a segment is complete. Never raises for the disk or for want of memory: see `error`."""
         if self._n and estimate.first != self._first + self._n:
             self.flush()
         if self._origin is None:
@@ -128,15 +128,18 @@ class SegmentWriter:
             self._write(folder / f".{name}.partial", partial[2], n)
             for source, target in zip(partial, final, strict=True):
                 source.replace(target)
-        except OSError as error:
+        except (OSError, MemoryError) as error:
             for path in (*partial, *final):
                 with suppress(OSError):
                     path.unlink(missing_ok=True)
             self.lost += n
+            if isinstance(error, MemoryError):
+                why, remedy = "no memory", "End other programs, or make segments shorter: segment_s under [output.files]."
+            else:
+                why, remedy = error.strerror or str(error), "Free some space, or stop and choose another disk."
             self.error = SinkError(
-                f"output.files: {final[0]} cannot be written ({error.strerror or error}); {n} estimates are lost "
-                f"({self.lost} so far), imaging goes on, the next segment will be tried. "
-                "Free some space, or stop and choose another disk."
+                f"output.files: {final[0]} cannot be written ({why}); {n} estimates are lost "
+                f"({self.lost} so far), imaging goes on, the next segment will be tried. {remedy}"
             )
             logger.error("%s", self.error)
         else:
@@ -175,7 +178,7 @@ class StcFiles:
     settings, sources, sfreq, solver
         As for `SegmentWriter`.
     on_failure : callable | None
-        Called when the writing thread dies (a full disk does not kill it).
+        Called when the writing thread dies (a full disk, or no memory, does not kill it).
 
     Raises
     ------

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rt_mmdf.core.blocks import MISSING, SensorBlock
 from rt_mmdf.core.channels import Channels, ChannelType, Modality
@@ -11,10 +14,10 @@ from rt_mmdf.core.errors import ConfigurationError
 from rt_mmdf.preprocessing.bad_channels import BadChannels, BadChannelSettings
 
 SFREQ = 100.0
-BIN = 50
+SETTINGS = BadChannelSettings()
+BIN = round(SETTINGS.bin_s * SFREQ)
 N_EEG, N_MAG = 12, 10
 SCALE = np.array([1e-5] * N_EEG + [1e-12] * N_MAG)[:, None]
-SETTINGS = BadChannelSettings()
 
 
 def array(positions: bool = False) -> Channels:
@@ -48,16 +51,16 @@ def test_clean_data_have_no_bad_channels() -> None:
     assert all(not bads for bads in feed(detector, noise(20)))
 
 
-@pytest.mark.parametrize(
-    ("reason", "spoil"),
-    [
-        ("flat", lambda x: np.full_like(x, x[0])),
-        ("noisy", lambda x: x[0] + 8 * (x - x[0])),
-        ("quiet", lambda x: x[0] + (x - x[0]) / 10),
-        ("saturated", lambda x: x[0] + 1000 * (x - x[0])),
-        ("saturated", lambda x: np.clip(x, np.quantile(x, 0.35), np.quantile(x, 0.65))),
-    ],
-)
+SPOILT = [
+    ("flat", lambda x: np.full_like(x, x[0])),
+    ("noisy", lambda x: x[0] + 8 * (x - x[0])),
+    ("quiet", lambda x: x[0] + (x - x[0]) / 10),
+    ("saturated", lambda x: x[0] + 1000 * (x - x[0])),
+    ("saturated", lambda x: np.clip(x, np.quantile(x, 0.35), np.quantile(x, 0.65))),
+]
+
+
+@pytest.mark.parametrize(("reason", "spoil"), SPOILT)
 @pytest.mark.parametrize("channel", [3, N_EEG + 4])
 def test_a_spoilt_channel_is_marked_and_later_unmarked(reason: str, spoil: object, channel: int) -> None:
     data = noise(24)
@@ -73,6 +76,24 @@ def test_a_spoilt_channel_is_marked_and_later_unmarked(reason: str, spoil: objec
     expected += [True] * (10 + SETTINGS.n_unmark - 1 - len(expected))
     assert marked == expected + [False] * (24 - len(expected))
     assert detector.reasons == {}
+
+
+@given(spoilt=st.sampled_from(SPOILT), at=st.integers(0, BIN - 1), channel=st.sampled_from([3, N_EEG + 4]))
+def test_what_is_wrong_for_good_is_marked_in_time_wherever_in_a_bin_it_begins(
+    spoilt: tuple[str, Callable[[np.ndarray], np.ndarray]], at: int, channel: int
+) -> None:
+    data, begin = noise(12), 4 * BIN + at
+    data[channel, begin:] = spoilt[1](data[channel, begin:])
+    marked = [array().names[channel] in bads for bads in feed(BadChannels(SETTINGS, SFREQ), data)]
+    assert not any(marked[:4])
+    assert (marked.index(True) + 1) * BIN - begin <= (SETTINGS.n_mark + 1) * BIN
+
+
+@given(at=st.integers(0, BIN - 1), n=st.integers(1, (SETTINGS.n_mark - 2) * BIN), times=st.floats(8, 1e4))
+def test_what_is_over_soon_marks_nothing(at: int, n: int, times: float) -> None:
+    data, bad = noise(12), slice(4 * BIN + at, 4 * BIN + at + n)
+    data[3, bad] = times * data[3, bad]
+    assert all(not bads for bads in feed(BadChannels(SETTINGS, SFREQ), data))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -115,12 +136,12 @@ def test_disabled_it_still_hands_on_what_is_fixed() -> None:
 
 def test_neighbours_are_the_nearest_where_positions_are_known() -> None:
     """A smooth rise over the array is no fault; the same amplitude among quiet neighbours is."""
-    data = noise(6)
+    data = noise(10)
     rise = np.ones(N_EEG + N_MAG)
     rise[:N_EEG] = np.geomspace(0.1, 4, N_EEG)
     data = ((data - data.mean(axis=1, keepdims=True)) * rise[:, None]).astype(np.float32)
     channels = array(positions=True)
-    detector = BadChannels(BadChannelSettings(n_neighbours=4), SFREQ)
+    detector = BadChannels(BadChannelSettings(n_neighbours=4, bin_s=0.5), SFREQ)
     t = np.arange(data.shape[1]) / SFREQ
     zero = np.zeros(len(t), dtype=np.uint32)
     assert detector(SensorBlock(channels, data, t, zero, t, 0)).bads == frozenset()

@@ -137,6 +137,15 @@ def test_a_build_that_failed_is_not_asked_for_again() -> None:
     assert switch.failed == {key(): "no channel left"}
 
 
+def test_a_build_that_failed_and_is_offered_after_all_has_not_failed_any_more() -> None:
+    switch = OperatorSwitch(lambda wanted: None)
+    switch.fail(key(), "no data")
+    switch.fail(key({"E1"}), "no channel left")
+    switch.offer(key(), operator(1.0))
+    assert switch.failed == {key({"E1"}): "no channel left"}
+    assert switch.select(key())[1]
+
+
 def test_while_another_thread_offers_no_hop_mixes_two_operators() -> None:
     switch = OperatorSwitch(lambda key: None)
     stage = Whitening(switch)

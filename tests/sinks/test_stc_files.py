@@ -109,6 +109,21 @@ def test_a_full_disk_costs_the_segments_that_do_not_fit_and_nothing_else(tmp_pat
     assert int(info["first"]) == 20
 
 
+def test_no_memory_costs_the_segment_that_could_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_room(*args: object) -> None:
+        raise MemoryError
+
+    with StcFiles(FileSettings(prefix=tmp_path / "s", segment_s=0.1), SOURCES, SFREQ) as sink:
+        with monkeypatch.context() as patch:
+            patch.setattr(SegmentWriter, "_write", no_room)
+            sink.put(estimate(0))
+            _wait(lambda: sink.status.lost == 10)
+        assert "s-000-lh.stc cannot be written (no memory); 10 estimates are lost" in str(sink.status.error)
+        sink.put(estimate(10))
+    assert sink.status == stc_files.FileStatus(written=10, lost=10, segments=1, error=None)
+    np.testing.assert_array_equal(read(tmp_path / "s", 0)[0].data, estimate(10).data)
+
+
 def test_a_disk_that_stands_still_never_makes_the_engine_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stc_files, "WAITING_HOPS", 4)
     release = threading.Event()
