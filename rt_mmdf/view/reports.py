@@ -12,6 +12,7 @@ from rt_mmdf.lsl.description import clean_label
 from rt_mmdf.sinks.health import MAX_BYTES
 
 MAX_ENTRIES = 512
+ON_DISK = ("recording", "files")  # what incidents call them
 MAX_PROBLEMS = 8
 MAX_NAME, MAX_TEXT = 64, 200
 NAN = math.nan
@@ -84,6 +85,7 @@ class HealthReport:
     marks : the last operator marks that the engine has heard, oldest first
     problems : why a part of the engine gives nothing (a second solver, averages, markers that are not heard), in its words
     lasting : incidents that go on, each its kind and what it concerns
+    not_written : what is not on the disk that should be, a recording or files of estimates, and why; empty where all is well
     n_incidents : of all kinds since the start
     """
 
@@ -110,6 +112,7 @@ class HealthReport:
     marks: tuple[HeardMark, ...] = ()
     problems: tuple[str, ...] = ()
     lasting: tuple[str, ...] = ()
+    not_written: str = ""
     n_incidents: int = 0
     cpu_cores: float = NAN
     rss_mb: float = NAN
@@ -152,7 +155,8 @@ def read_report(text: str) -> HealthReport | None:
         operators_failed={key: _text(value) for key, value in _mapping(get("operators_failed")).items()},
         marks=_marks(get("marks")),
         problems=_problems(content),
-        lasting=_lasting(get("incidents")),
+        lasting=tuple(f"{kind} {subject}".strip() for kind, subject, _ in _lasting(get("incidents"))),
+        not_written="; ".join(detail for _, subject, detail in _lasting(get("incidents")) if subject in ON_DISK),
         n_incidents=sum(_count(value) for value in _mapping(_mapping(get("incidents")).get("counts")).values()),
         cpu_cores=_number(get("cpu_cores")),
         rss_mb=_number(get("rss_mb")),
@@ -232,14 +236,15 @@ def _marks(value: Any) -> tuple[HeardMark, ...]:
     return tuple(mark for mark in read if math.isfinite(mark.stamp) and math.isfinite(mark.received))
 
 
-def _lasting(value: Any) -> tuple[str, ...]:
+def _lasting(value: Any) -> list[tuple[str, str, str]]:
+    """Kind, subject and detail."""
     lasting = _mapping(value).get("lasting")
     entries = lasting[-MAX_ENTRIES:] if isinstance(lasting, list) else []
-    return tuple(
-        f"{_text(one.get('kind'), MAX_NAME)} {_text(one.get('subject'), MAX_NAME)}".strip()
+    return [
+        (_text(one.get("kind"), MAX_NAME), _text(one.get("subject"), MAX_NAME), _text(one.get("detail")))
         for one in entries
         if isinstance(one, dict)
-    )
+    ]
 
 
 def _problems(content: Mapping[str, Any]) -> tuple[str, ...]:

@@ -59,6 +59,7 @@ def banner(state: FeedState, frame: Frame | None) -> Banner | None:
         age_s=state.age_s,
         flags=None if frame is None else frame.flags,
         valid=None if frame is None else frame.valid,
+        not_written="" if state.health is None else state.health.not_written,
     )
 
 
@@ -138,6 +139,7 @@ def status_figures(
     if state.health is not None and state.health.modalities:
         figures.append(modalities_figure(state.health.modalities, frame))
     if state.health is not None:
+        figures.append(incidents_figure(state.health.lasting))
         lag = state.health.device_lag
         level = Level.WARN if "unknown" in lag.removesuffix(COMMON_UNKNOWN) else Level.PLAIN
         figures.append(Figure("device time", f"lag {lag}", "lag unknown", level))
@@ -160,6 +162,14 @@ def _flags_figure(state: FeedState, frame: Frame) -> Figure:
     names = [str(flag.name).lower().replace("_", " ") for flag in Flag if flag & frame.flags]
     level = Level.WARN if names else Level.GOOD
     return Figure("known faults", ", ".join(names) or "none", "filters settling", level)
+
+
+def incidents_figure(lasting: tuple[str, ...]) -> Figure:
+    """What goes on now, whatever picture is shown; in words as the log has them."""
+    words = [one.replace("_", " ") for one in lasting]
+    text = f"{words[-1]} and {len(words) - 1} more" if len(words) > 1 else "".join(words) or "none"
+    level = Level.WARN if words else Level.GOOD
+    return Figure("goes wrong now", text, "bad channels eeg", level, important=bool(words))
 
 
 def place_words(place: Place) -> str:

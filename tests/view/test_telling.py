@@ -14,7 +14,7 @@ from rt_mmdf.view.panels.health import engine_rows, stream_rows
 from rt_mmdf.view.panels.status import Banner, Level, banner_of, spoken
 from rt_mmdf.view.panels.timeline import STRETCHES, stretches
 from rt_mmdf.view.reports import HealthReport, StreamHealth
-from rt_mmdf.view.telling import measure_words, modalities_figure
+from rt_mmdf.view.telling import incidents_figure, measure_words, modalities_figure
 
 FINE = {"connected": True, "silent": False, "problem": "", "note": "", "age_s": 0.05, "flags": Flag(0), "valid": True}
 
@@ -41,6 +41,27 @@ def test_a_missing_modality_is_said_in_these_words(flags: Flag, text: str) -> No
 )
 def test_the_modalities_are_those_of_the_estimate_that_is_shown(flags: Flag, text: str) -> None:
     assert modalities_figure(("eeg", "meg"), SimpleNamespace(flags=flags)).text == text  # type: ignore[arg-type]
+
+
+def test_what_is_not_written_is_said_first_and_what_is_wrong_with_the_picture_after_it() -> None:
+    full = "recording /data/a.xdf: No space left on device"
+    assert said(not_written=full) == Banner("NOT WRITTEN TO THE DISK", full)
+    also = said(not_written=full, flags=Flag.MEG_MISSING, problem="p")
+    assert also == Banner("NOT WRITTEN TO THE DISK; EEG ONLY: MEG missing", f"{full}; p")
+    assert said(not_written=full, silent=True) == Banner("ENGINE SILENT: last estimate 50 ms ago")  # nobody knows
+
+
+@pytest.mark.parametrize(
+    ("lasting", "text", "level"),
+    [
+        ((), "none", Level.GOOD),
+        (("bad_channels eeg",), "bad channels eeg", Level.WARN),
+        (("stall meg", "stream_gone meg", "disk files"), "disk files and 2 more", Level.WARN),
+    ],
+)
+def test_the_newest_of_what_goes_wrong_is_named(lasting: tuple[str, ...], text: str, level: Level) -> None:
+    figure = incidents_figure(lasting)
+    assert (figure.text, figure.level, figure.important) == (text, level, bool(lasting))
 
 
 @given(flags=st.integers(0, 255).map(Flag), age=st.floats(0, 1e5), problem=st.text(max_size=20))
@@ -114,5 +135,8 @@ def test_health_in_rows_marks_what_is_wrong_and_dashes_what_is_unknown() -> None
     told = dict(engine_rows(report))
     assert told["missed"] == ("2 later than 20 ms, at most 0 in a row", Level.WARN)
     assert told["bad channels"] == ("EEG 053 (flat)", Level.BAD)
+    assert "not had" not in told
+    lacking = HealthReport(problems=("markers: no stream", "average: no events"))
+    assert dict(engine_rows(lacking))["not had"] == ("markers: no stream; average: no events", Level.WARN)
     assert math.isnan(report.filter_delay_ms)
     assert told["filter delay"] == ("–", Level.PLAIN)

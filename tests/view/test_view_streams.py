@@ -185,7 +185,8 @@ def test_health_is_read_within_bounds() -> None:
         '"bad_channels": {"E1": "flat", "E2": 7}, "latency_ms": {"age": {"p50": 3.5, "max": null}},'
         '"marks": {"newest": [{"stamp": 1.5, "received": 2, "text": "spike", "host": "h"}, 7, {"stamp": "x"}]},'
         '"average": {"problem": null, "markers": {"problem": "no stream"}},'
-        '"incidents": {"counts": {"stall": 2, "gap": -1}, "lasting": [{"kind": "stall", "subject": "\\u001beeg"}, 3]}}'
+        '"incidents": {"counts": {"stall": 2, "gap": -1}, "lasting": [{"kind": "stall", "subject": "\\u001beeg"}, 3,'
+        '{"kind": "disk", "subject": "recording", "detail": "a.xdf: no \\u001bspace"}]}}'
     )
     assert isinstance(report, HealthReport)
     assert (report.hops, report.missed_deadlines, report.budget_ms) == (12, 0, 20.0)
@@ -197,7 +198,8 @@ def test_health_is_read_within_bounds() -> None:
     assert report.latency_ms["age"]["p50"] == 3.5
     assert [(mark.stamp, mark.text) for mark in report.marks] == [(1.5, "spike")]
     assert report.problems == ("markers: no stream",)
-    assert (report.n_incidents, report.lasting) == (2, ("stall eeg",))
+    assert (report.n_incidents, report.lasting) == (2, ("stall eeg", "disk recording"))
+    assert report.not_written == "a.xdf: no space"
 
 
 @given(text=st.text(max_size=200))

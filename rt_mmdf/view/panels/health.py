@@ -99,6 +99,8 @@ def engine_rows(report: HealthReport) -> list[tuple[str, Cell]]:
     if report.operators_failed:
         failed = ", ".join(f"without {key}: {why}" for key, why in list(report.operators_failed.items())[:MAX_LISTED])
         rows.append(("not imaged", (failed, bad)))
+    if report.problems:
+        rows.append(("not had", ("; ".join(report.problems), warn)))
     return rows
 
 

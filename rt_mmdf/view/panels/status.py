@@ -54,6 +54,7 @@ def banner_of(
     age_s: float,
     flags: Flag | None,
     valid: bool | None,
+    not_written: str = "",
 ) -> Banner | None:
     """What has to be said loudly, or None.
 
@@ -66,6 +67,7 @@ def banner_of(
     age_s : of the newest estimate; NaN where unknown
     flags : of the picture that is shown; None where they are not known
     valid : whether that picture is an estimate; None where there is no picture
+    not_written : what should be on the disk and is not; an acquisition cannot be repeated
     """
     if not connected:
         return Banner("NO ENGINE", problem or note or "Looking for its streams on the network …", bad=bool(problem))
@@ -74,6 +76,14 @@ def banner_of(
         return Banner(f"ENGINE SILENT{since}", problem or note)
     if valid is None:
         return Banner("WAITING FOR THE FIRST ESTIMATE", problem or note, bad=False)
+    of_picture = _banner_of_picture(flags, valid, problem)
+    if not not_written:
+        return of_picture
+    words = "NOT WRITTEN TO THE DISK" + (f"; {of_picture.text}" if of_picture is not None else "")
+    return Banner(words, "; ".join(text for text in (not_written, problem) if text))
+
+
+def _banner_of_picture(flags: Flag | None, valid: bool, problem: str) -> Banner | None:
     flags = flags or Flag(0)
     missing = [name for name, flag in (("EEG", Flag.EEG_MISSING), ("MEG", Flag.MEG_MISSING)) if flags & flag]
     if not valid:
