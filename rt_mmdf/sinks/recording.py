@@ -345,7 +345,7 @@ class Recorder:
         self._free: int | None = None
         self.started = datetime.now(UTC)
         header = xdf.file_header(
-            {"datetime": self.started.isoformat(timespec="seconds"), "writer": f"rt_mmdf {rt_mmdf.__version__}"}
+            {"datetime": f"{self.started:%Y-%m-%dT%H:%M:%S%z}", "writer": f"rt_mmdf {rt_mmdf.__version__}"}
         )
         self._file = XdfFile(settings.file, header, overwrite=settings.overwrite)
         for label, description in known.items():

@@ -30,6 +30,7 @@ from rt_mmdf.sinks.settings import RecordSettings
 from rt_mmdf.sinks.sources import SourceSpaceDescription
 
 pyxdf = pytest.importorskip("pyxdf")
+read_raw_xdf = pytest.importorskip("mnelab.io.xdf").read_raw_xdf
 
 N_CHANNELS = 4
 
@@ -112,6 +113,21 @@ def test_what_was_put_is_in_the_file_however_it_came(
     assert status["samples"] == {"eeg": first, "markers": len(texts)}
     assert (status["dropped"], status["error"]) == ({"eeg": 0, "markers": 0}, None)
     assert status["bytes"] == path.stat().st_size
+
+
+def test_others_read_the_same_as_an_mne_raw(recorder: Recorder, track: StreamTrack) -> None:
+    """MNE-Python has no reader of XDF; this is the one by its users. It reads the time of the recording as LabRecorder writes it."""
+    track.put(AMP, *block(0, 2000))
+    track.put(stream("stimulus", 0.0, "string", 1), np.array([["a"], ["ü"]], dtype=object), np.array([0.1, 1.1]))
+    recorder.close()
+    amp, stimulus = (s.number for s in recorder.streams)
+    raw = read_raw_xdf(file_of(recorder), [amp], [stimulus])
+    assert raw.info["sfreq"] == pytest.approx(997.0, rel=1e-3)
+    assert raw.info["meas_date"] == recorder.started.replace(microsecond=0)
+    assert raw.ch_names == [channel.name for channel in AMP.channels]
+    assert raw.get_channel_types() == ["eeg"] * N_CHANNELS
+    np.testing.assert_allclose(raw.get_data(), 1e-6 * block(0, 2000)[0].T, rtol=1e-6)
+    assert [(str(a["description"]), round(a["onset"], 3)) for a in raw.annotations] == [("a", 0.0), ("ü", 1.0)]
 
 
 def test_a_sender_that_is_replaced_by_another_one_is_another_stream(recorder: Recorder, track: StreamTrack) -> None:
