@@ -461,11 +461,13 @@ def test_a_clock_that_drifts_by_500_ppm_and_is_set_by_a_second_is_told_and_follo
         health.wait_until("estimates", lambda: len(seen.estimates) > 100)
         seen.whole_again()
         for modality in ("eeg", "meg"):
-            assert "500 ppm" in health.fact("drift", modality, 0.0)["detail"].replace("501", "500").replace("499", "500")
+            seen_drift = re.search(r"drifts by ([+-]\d+) ppm", health.fact("drift", modality, 0.0)["detail"])
+            assert seen_drift is not None
+            assert abs(float(seen_drift[1])) == pytest.approx(500, abs=100)
         for seconds in (101, 100):
             before = ahead()
             set_to.write_text(f"+{seconds}s x1.0005\n")
-            health.wait_until("the clock is set", lambda before=before: abs(ahead() - before) > 0.5)  # type: ignore[misc]
+            health.wait_until("the clock is set", lambda before=before: 0.5 < abs(ahead() - before) < 1.5)  # type: ignore[misc]
             at = clock.now()
 
             def told(at: float = at) -> list[float]:
@@ -476,14 +478,15 @@ def test_a_clock_that_drifts_by_500_ppm_and_is_set_by_a_second_is_told_and_follo
             seen.late[f"clock set to {seconds} s"] = (min(told()) - at,) * 2
             for modality in ("eeg", "meg"):
                 health.fact("clock_step", modality, at - 1)
+            health.wait_until(
+                "it is over", lambda: {one["kind"] for one in health.newest["incidents"]["lasting"]} == {"drift"}
+            )
             seen.whole_again()
-        report = session.intake.aligner.report()
+            assert abs(clock.now() - seen.estimates[-1].times[-1]) < 1.0  # by this machine's clock
         counts = session.scorecard().as_dict()["incidents"]
     seen.check_in_time()
     assert counts["drift"] >= 2
     assert counts["clock_step"] >= 2
-    for modality in ("eeg", "meg"):
-        assert abs(report[modality].offset) == pytest.approx(100, abs=1.0)
 
 
 def limit_of(fault: str) -> float:
