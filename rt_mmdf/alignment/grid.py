@@ -491,6 +491,7 @@ class Aligner:
             except (ConfigurationError, MemoryError) as error:
                 lane.set_aside(f"the {modality.upper()} stream came back with {sfreq:g} Hz, which cannot be used: {error}")
                 lane.retry_at = math.inf
+        lane.clock.sender_restarted()
         lane.absent = absent
 
     def _succeed(self, lane: _Lane, spec: StreamSpec, new_clock: bool) -> _Lane:

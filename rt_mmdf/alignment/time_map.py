@@ -33,6 +33,7 @@ class SenderClock:
     def __init__(self) -> None:
         self._measurements: deque[ClockOffset] = deque()
         self._suspect: ClockOffset | None = None
+        self._restarted = False
         self._line: Line | None = None
         self.steps = 0
         self.misfit = Misfit()
@@ -42,15 +43,19 @@ class SenderClock:
         return self._line is not None
 
     def add(self, measured: ClockOffset) -> None:
-        """Take one measurement; one that contradicts the fit by more than 50 ms counts when a second one agrees with it."""
+        """Take one measurement; one that contradicts the fit by more than 50 ms counts when a second one agrees with it, or
+        where the sender has been started anew since the last one.
+        """
+        restarted, self._restarted = self._restarted, False
         if self._line is not None:
             limit = STEP_S + 5 * measured.uncertainty
             if abs(measured.offset - self._line(measured.at)) > limit:
-                if self._suspect is None or abs(measured.offset - self._suspect.offset) > limit:
+                suspects = [] if self._suspect is None else [self._suspect]
+                agreeing = [m for m in suspects if abs(measured.offset - m.offset) <= limit]
+                if not (agreeing or restarted):
                     self._suspect = measured
                     return
-                self._measurements.clear()
-                self._measurements.append(self._suspect)
+                self._measurements = deque(agreeing)
                 self.steps += 1
         self._suspect = None
         self._measurements.append(measured)
@@ -62,6 +67,10 @@ class SenderClock:
         noise = np.array([m.uncertainty / 2 for m in self._measurements])
         self._line = fit_line(at, offset, noise, DRIFT_SD, OFFSET_FLOOR_S)
         self.misfit = newest_misfit(self._line, at[-3:].tolist(), offset[-3:].tolist(), float(noise[-3:].max()))
+
+    def sender_restarted(self) -> None:
+        """Whatever was done to its clock meanwhile: the next measurement tells."""
+        self._restarted = True
 
     def to_local(self, sender_time: float) -> float:
         """This machine's LSL time at `sender_time`."""

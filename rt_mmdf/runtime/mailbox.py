@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from contextlib import suppress
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
 
 class Signal:
-    """A doorbell: `ring` from any thread, `wait` in one."""
+    """A doorbell: `ring` from any thread, `wait` in one.
+
+    One bare lock, which a ring opens and a wait closes: in the bookkeeping of `threading.Event`, a Ctrl-C or a request to
+    terminate may come out as "release unlocked lock", and each wait of it makes a lock of its own.
+    """
 
     def __init__(self) -> None:
-        self._event = threading.Event()
+        self._silent = threading.Lock()
+        self._silent.acquire()
 
     def ring(self) -> None:
-        self._event.set()
+        with suppress(RuntimeError):  # it has been rung, and nobody has waited since
+            self._silent.release()
 
     def wait(self, timeout_s: float) -> bool:
         """Wait for a ring since the last wait; False after the time limit."""
-        rung = self._event.wait(timeout_s)
-        if rung:  # after the time limit a ring may just have come: it is for the next wait
-            self._event.clear()
-        return rung
+        return self._silent.acquire(timeout=max(timeout_s, 0.0))
 
 
 class Mailbox(Generic[T]):

@@ -289,8 +289,9 @@ def test_a_hole_of_any_length_in_one_piece_of_data_is_a_hole(lost_s: float) -> N
     np.testing.assert_allclose(data[~missing], np.sin(2 * np.pi * 11.0 * eeg.times[sample[~missing]]), atol=1e-6)
 
 
+@pytest.mark.parametrize("restarted", [False, True])
 @pytest.mark.parametrize("step_s", [-3.0, -30.0, -0.6])
-def test_a_sender_whose_clock_is_set_back_is_found_again(step_s: float) -> None:
+def test_a_sender_whose_clock_is_set_back_is_found_again(step_s: float, restarted: bool) -> None:
     subject = aligner(late_ms=100.0)
     eeg, meg = Sender(EEG, 2, 500.0, 60), Sender(MEG, 3, 1000.0, 60)
     subject.add_offset(EEG, eeg.clock(5.0))
@@ -298,6 +299,8 @@ def test_a_sender_whose_clock_is_set_back_is_found_again(step_s: float) -> None:
     for k in range(1, 2500):
         now = 5.0 + 0.02 * k
         stepped = k > 250
+        if restarted and k == 251:
+            subject.renew(MEG, 1000.0, frozenset(), new_clock=False)
         if k % 50 == 1:
             subject.add_offset(MEG, ClockOffset(now + step_s * stepped, -step_s * stepped, 1e-4))
         block = meg.block(20 * (k - 1), 20 * k)
@@ -307,7 +310,9 @@ def test_a_sender_whose_clock_is_set_back_is_found_again(step_s: float) -> None:
     missing = np.concatenate([(hop.block.flags & Flag.MEG_MISSING) != 0 for hop in hops])
     times = np.concatenate([hop.block.times for hop in hops]) - 5.0
     assert not missing[(times > 1) & (times < 4.9)].any()
-    assert not missing[times > 15.0].any()  # the new offset counts when two measurements, 1 s apart, agree
+    # the new offset counts at once where the sender was started anew, else when two measurements, 1 s apart, agree
+    assert not missing[times > (5.5 if restarted else 15.0)].any()
+    assert restarted or missing[(times > 5.3) & (times < 5.9)].all()
     data = np.concatenate([hop.block.data[2] for hop in hops])
     late = times > 20.0
     np.testing.assert_allclose(data[late], np.sin(2 * np.pi * 11.0 * (times[late] + 5.0)), atol=0.02)

@@ -62,6 +62,18 @@ def test_one_wild_measurement_changes_nothing_two_that_agree_are_a_step() -> Non
     assert clock.steps == 1
 
 
+def test_the_first_measurement_of_a_sender_that_was_started_anew_counts_and_it_alone() -> None:
+    clock = SenderClock()
+    measured(clock, 20, 5.0, 0.0)
+    clock.sender_restarted()
+    clock.add(ClockOffset(20.0, 6.0, 1e-4))
+    assert clock.to_local(20.0) == pytest.approx(26.0, abs=1e-3)
+    assert clock.steps == 1
+    clock.add(ClockOffset(22.0, 9.0, 1e-4))
+    assert clock.to_local(22.0) == pytest.approx(28.0, abs=1e-3)
+    assert clock.steps == 1
+
+
 @given(errors=st.lists(st.floats(-0.04, 0.04), min_size=2, max_size=40))
 def test_the_map_is_continuous_monotone_and_slew_limited(errors: list[float]) -> None:
     time_map = TimeMap(SFREQ)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -104,3 +105,12 @@ def test_what_has_run_once_runs_the_same_again(bench: ModuleType, arena: Any) ->
     one, two = (arena.run(arena.chaos(7), 8.0) for _ in range(2))
     np.testing.assert_array_equal(one.data, two.data)
     np.testing.assert_array_equal(one.flags, two.flags)
+
+
+def test_a_network_under_chaos(bench: ModuleType, template_head_ico3: HeadModel, models: Path) -> None:
+    """One whose estimate of an instant depends on the channels of that instant alone, as the judge needs it."""
+    content = {"solver": {"model": str(models / "mmdf")}}
+    arena = bench.Arena(template_head_ico3, content, seconds=SECONDS, kinds=("eeg", "mag", "grad"))
+    verdicts = [bench.try_seed(arena, seed, bench.tolerance_of(arena)) for seed in (2, 6)]
+    assert all(v.passed for v in verdicts), told(verdicts)
+    assert all(v.flagged < 0.6 * v.samples for v in verdicts)

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import threading
+import signal
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -52,28 +52,52 @@ def test_a_waiting_reader_is_woken_by_a_put() -> None:
 
 
 def test_a_put_rings_the_signal_once_for_each_wait() -> None:
-    signal = Signal()
-    mailbox: Mailbox[int] = Mailbox(3, signal)
-    assert not signal.wait(0.0)
+    bell = Signal()
+    mailbox: Mailbox[int] = Mailbox(3, bell)
+    assert not bell.wait(0.0)
     mailbox.put(1)
     mailbox.put(2)
-    assert signal.wait(0.0)
-    assert not signal.wait(0.0)
+    assert bell.wait(0.0)
+    assert not bell.wait(0.0)
 
 
-def test_a_ring_at_the_very_end_of_a_wait_is_kept_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    signal = Signal()
-    real = threading.Event.wait
+@given(steps=st.lists(st.sampled_from(["ring", "wait"]), max_size=20))
+def test_a_wait_hears_whether_it_was_rung_since_the_last(steps: list[str]) -> None:
+    bell, rung = Signal(), False
+    for step in steps:
+        if step == "ring":
+            bell.ring()
+        else:
+            assert bell.wait(0.0) == rung
+        rung = step == "ring"
 
-    def late(event: threading.Event, timeout: float | None = None) -> bool:
-        rung = real(event, timeout)
-        signal.ring()  # comes after the wait has given up, before it returns
-        return rung
 
-    monkeypatch.setattr(threading.Event, "wait", late)
-    assert not signal.wait(0.0)
-    monkeypatch.undo()
-    assert signal.wait(0.0)
+def test_an_exception_out_of_a_signal_handler_leaves_a_bell_that_rings() -> None:
+    """It comes out as it is, wherever in a wait it cuts in, and a ring is heard once after it."""
+    bell = Signal()
+
+    class Terminated(Exception):
+        pass
+
+    def terminate(number: int, frame: object) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGALRM, terminate)
+
+    def wait_for_a_signal(after_s: float) -> None:
+        signal.setitimer(signal.ITIMER_REAL, after_s)
+        for _ in range(1_000_000):
+            assert not bell.wait(2e-5)
+
+    try:
+        for k in range(500):
+            with pytest.raises(Terminated):
+                wait_for_a_signal(1e-4 + 1e-6 * k)
+            bell.ring()
+            assert bell.wait(10.0)
+            assert not bell.wait(0.0)
+    finally:
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_a_mailbox_for_nothing_is_refused() -> None:
