@@ -23,7 +23,7 @@ DRIFT_PPM = 200.0
 """Clocks of computers are within 100 ppm of each other."""
 FUTURE_MS = 50.0
 """Samples that arrive so long before the time of their stamps have wrong stamps."""
-SLOW_DISK_S = 1.9
+SLOW_DISK_S = 1.7
 """Recordings are flushed once a second; when that has not begun for so long, the disk holds it up."""
 FEW_HANDLES = 16
 LITTLE_MEMORY = 256 << 20

@@ -47,8 +47,8 @@ class BadChannelSettings(Settings):
         Bad in `n_mark` of the last `n_window` bins marks a channel; `n_unmark` good bins in a row take the mark away, more
         where the filters remember longer: they must have forgotten how far it was off. A non-finite value marks at once.
         What is wrong for good marks within ``n_mark + 1`` bins, 1.5 s, wherever in a bin it begins; what is over within
-        ``n_mark - 2`` bins, 0.6 s, marks nothing. Three of four bins that are longer are worse at one of them, or at both
-        (`tools/bench/bad_channels.py`).
+        ``n_mark - 2`` bins, 0.6 s, marks nothing. Three of four bins of 0.4 to 0.5 s are worse at both: 1.6 to
+        2.0 s and 0.4 to 0.5 s (`tools/bench/bad_channels.py`).
     """
 
     enabled: bool = True

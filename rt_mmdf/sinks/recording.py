@@ -394,6 +394,7 @@ class Recorder:
         try:
             if self._unwritten is not None:
                 self._append(*self._unwritten)
+                self._unwritten = None
             self._unwritten = self._encoded()
             self._append(*self._unwritten)
             self._unwritten = None
@@ -417,26 +418,35 @@ class Recorder:
             self._written[label] += n
 
     def _encoded(self) -> tuple[bytes, dict[str, int]]:
-        """Chunks of all that is waiting, and how many samples of each label are in them."""
+        """Chunks of all that is waiting, and how many samples of each label are in them.
+
+        What cannot be encoded (no memory) is counted as lost; what was raised goes on.
+        """
         parts: list[bytes] = []
         counts = dict.fromkeys(self._labels, 0)
-        for track in self._tracks:
-            pieces, offsets = track.drain()
-            for piece in pieces:
-                stream = self._stream(piece.label, piece.description)
-                parts.append(xdf.samples(stream.number, piece.data, piece.stamps))
-                counts[piece.label] += len(piece.stamps)
-                stream.first = float(piece.stamps[0]) if not stream.n_samples else stream.first
-                stream.last = float(piece.stamps[-1])
-                stream.n_samples += len(piece.stamps)
-            for measured in offsets:
-                label, own = track.labels[0], measured.description
-                heard = self._newest.get(label) if own is None else self._stream(label, own)
-                if heard is not None:
-                    heard.offsets.append(measured.offset)
-                    parts.append(xdf.clock_offset(heard.number, measured.offset))
-        headers, self._new_headers = self._new_headers, []
-        return b"".join(headers + parts), counts
+        try:
+            for track in self._tracks:
+                pieces, offsets = track.drain()
+                for piece in pieces:
+                    counts[piece.label] += len(piece.stamps)
+                for piece in pieces:
+                    stream = self._stream(piece.label, piece.description)
+                    parts.append(xdf.samples(stream.number, piece.data, piece.stamps))
+                    stream.first = float(piece.stamps[0]) if not stream.n_samples else stream.first
+                    stream.last = float(piece.stamps[-1])
+                    stream.n_samples += len(piece.stamps)
+                for measured in offsets:
+                    label, own = track.labels[0], measured.description
+                    heard = self._newest.get(label) if own is None else self._stream(label, own)
+                    if heard is not None:
+                        heard.offsets.append(measured.offset)
+                        parts.append(xdf.clock_offset(heard.number, measured.offset))
+            chunks = b"".join(self._new_headers + parts)
+        except BaseException:
+            self._lose(counts)
+            raise
+        self._new_headers = []
+        return chunks, counts
 
     def _stream(self, label: str, description: StreamDescription) -> RecordedStream:
         """The stream of the file for that description; a new one where the sender is another one."""

@@ -58,7 +58,9 @@ class Stream:
         data = self.rng.normal(0, 0.3 * self.level, (len(k), len(self.names)))
         data += self.level * np.sin(2 * np.pi * 10 * times)[:, None] * (1 + np.arange(len(self.names)) / len(self.names))
         if self.values:
-            data[:, : self.n_bad] = {"nan": np.nan, "flat": 0.0, "saturated": 1e4 * self.level}[self.values]
+            noise = self.rng.normal(0, 20 * self.level, (len(k), self.n_bad))
+            value = {"nan": np.nan, "flat": 0.0, "saturated": 1e4 * self.level, "disconnected": noise}
+            data[:, : self.n_bad] = value[self.values]
         stamps = times + self.shift_s
         if self.stamps:
             value = {"nan": np.nan, "inf": np.inf, "repeat": stamps[0] - 1 / sfreq, "back": stamps[0] - 2.5 / sfreq}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -29,6 +32,7 @@ from rt_mmdf.lsl.interface import Inlet
 from rt_mmdf.lsl.network import NetworkTransport
 from rt_mmdf.lsl.xdf import open_whole
 from rt_mmdf.runtime.mailbox import Signal
+from rt_mmdf.sinks.recording import XdfFile
 
 pyxdf = pytest.importorskip("pyxdf")
 pytestmark = [pytest.mark.lsl, pytest.mark.slow]
@@ -37,16 +41,19 @@ LIMIT_S = 60.0
 STALL_S, FAULT_S = 0.5, 2.0
 SFREQ = 250.0
 NOTHING = Flag(0)
+STEPPED = ("clock_step", "gap", "future_stamps", "backward_stamps", "late")
+"""What a clock that was set looks like, before it has been measured again and afterwards."""
 MISSING_FLAGS = np.uint32(Flag.EEG_MISSING | Flag.MEG_MISSING)
 SENDER = Path(__file__).with_name("faulty_sender.py")
+VIEW = Path(__file__).parents[1] / "view" / "watching_view.py"
 
 
 class Sender:
     """The misbehaving program."""
 
-    def __init__(self, prefix: str) -> None:
+    def __init__(self, prefix: str, environment: dict[str, str] | None = None) -> None:
         command = [sys.executable, str(SENDER), prefix, "ico3", f"{SFREQ:g}"]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
         self._answer()
 
     def _answer(self) -> dict[str, Any]:
@@ -155,37 +162,49 @@ def check_imaged(estimates: list[SourceEstimate], without: Flag = NOTHING) -> No
     assert ((flags & MISSING_FLAGS) == np.uint32(without)).all()
 
 
+class Seen:
+    """A session of this process that images, what it says in its health stream, and how late it says it."""
+
+    def __init__(self, stack: ExitStack, content: dict[str, Any]) -> None:
+        self.estimates: list[SourceEstimate] = []
+        self.late: dict[str, tuple[float, float]] = {}  # by fault: found, and told in the health, so long after it began
+        self.clock = NetworkTransport().clock
+        settings = SessionSettings.model_validate(content)
+        self.session = Session(settings, NetworkTransport(), on_estimate=self.estimates.append)
+        self.health = Listener(NetworkTransport(), settings.name)
+        stack.callback(self.health.close)
+
+    def noticed(self, name: str, kind: str, subject: str, injected: float) -> dict[str, Any]:
+        fact = self.health.fact(kind, subject, injected)
+        self.late[name] = fact["noticed"] - injected, fact["told"] - injected
+        return fact
+
+    def whole_again(self, without: Flag = NOTHING) -> None:
+        def done() -> bool:
+            self.session.check()
+            newest = self.estimates[-20:]
+            return len(newest) == 20 and not any((e.flags & MISSING_FLAGS != without).any() for e in newest)
+
+        self.health.wait_until(f"estimates with {without!r}", done)
+        n = len(self.estimates)
+        self.health.wait_until("ten hops more", lambda: len(self.estimates) >= n + 10)
+        check_imaged(self.estimates[n : n + 10], without)
+
+    def check_in_time(self) -> None:
+        assert {name: seen for name, seen in self.late.items() if max(seen) > limit_of(name)} == {}, self.late
+
+
 def test_streams_stall_vanish_and_come_back_as_others(
     prefix: str, content: dict[str, Any], sender: Sender, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """One session, one fault after the other; then the log, the scorecard and the recording are looked at."""
     content["output"]["record"] = {"file": str(tmp_path / "whole.xdf"), "estimates": "none"}
-    estimates: list[SourceEstimate] = []
-    transport = NetworkTransport()
-    late: dict[str, tuple[float, float]] = {}  # by fault: found, and told in the health, so long after it was injected
     with ExitStack() as stack:
         caplog.set_level(logging.WARNING)
-        session = Session(SessionSettings.model_validate(content), transport, on_estimate=estimates.append)
-        health = Listener(transport, prefix)
-        stack.callback(health.close)
+        seen = Seen(stack, content)
+        session, health, estimates, clock = seen.session, seen.health, seen.estimates, seen.clock
+        noticed, whole_again = seen.noticed, seen.whole_again
         stack.enter_context(session)
-
-        def noticed(name: str, kind: str, subject: str, injected: float) -> dict[str, Any]:
-            fact = health.fact(kind, subject, injected)
-            late[name] = fact["noticed"] - injected, fact["told"] - injected
-            return fact
-
-        def whole_again(without: Flag = NOTHING) -> None:
-            def done() -> bool:
-                session.check()
-                newest = estimates[-20:]
-                return len(newest) == 20 and not any((e.flags & MISSING_FLAGS != without).any() for e in newest)
-
-            health.wait_until(f"estimates with {without!r}", done)
-            n = len(estimates)
-            health.wait_until("ten hops more", lambda: len(estimates) >= n + 10)
-            check_imaged(estimates[n : n + 10], without)
-
         health.wait_until("estimates", lambda: len(estimates) > 100)
         whole_again()
         # 0.2 s, lost
@@ -196,14 +215,14 @@ def test_streams_stall_vanish_and_come_back_as_others(
         # 2 s, then all of it at once
         at = sender.tell("stall", "meg", keeps=True)
         noticed("stall 2 s", "stall", "meg", at)
-        health.wait_until("2 s", lambda: transport.clock.now() > at + 2.0)
+        health.wait_until("2 s", lambda: clock.now() > at + 2.0)
         assert np.isfinite(estimates[-1].data).all()
         check_imaged(estimates[-5:], Flag.MEG_MISSING)
-        before = transport.clock.now()
+        before = clock.now()
         sender.tell("go", "meg")
         assert health.fact("stall", "meg", at, ended=True)["ended"] - before < FAULT_S
         whole_again()
-        assert transport.clock.now() - estimates[-1].times[-1] < 1.0  # the present, not the backlog
+        assert clock.now() - estimates[-1].times[-1] < 1.0  # the present, not the backlog
         # stamps
         for what, kind in (("nan", "bad_stamps"), ("repeat", "duplicate_stamps"), ("back", "backward_stamps")):
             at = sender.tell("stamps", "meg", what=what)
@@ -241,7 +260,7 @@ def test_streams_stall_vanish_and_come_back_as_others(
         n_received = {m.value: r.arrivals.n_received for m, r in session.intake.receivers.items()}
         lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("incident=")]
         card = session.scorecard()
-    assert {name: seen for name, seen in late.items() if max(seen) > limit_of(name)} == {}, late
+    seen.check_in_time()
     # nothing that arrived is lost, and each description has its own stream in the file, with the samples as they came
     parts = recorded(tmp_path / "whole.xdf")
     for label in ("eeg", "meg"):
@@ -263,6 +282,211 @@ def test_streams_stall_vanish_and_come_back_as_others(
     assert counts["stall"] >= 4
     assert {"stream_changed", "bad_channels", "nonfinite", "bad_stamps", "clock_step"} <= set(counts)
     assert card.as_dict()["lost_samples"]["eeg"] > 0
+
+
+def test_channels_fail_and_are_well_again_while_the_other_stream_is_silent_for_20_s(
+    prefix: str, content: dict[str, Any], sender: Sender, tmp_path: Path
+) -> None:
+    """Flat, saturated, disconnected; a fifth of them at once. Then the silent stream sends all of it at once."""
+    content["preprocessing"]["filters"] = {"band_pass": {"low_hz": None}}  # what was far off is forgotten soon
+    content["output"]["record"] = {"file": str(tmp_path / "whole.xdf"), "estimates": "none"}
+    with ExitStack() as stack:
+        seen = Seen(stack, content)
+        session, health, clock = seen.session, seen.health, seen.clock
+        stack.enter_context(session)
+        health.wait_until("estimates", lambda: len(seen.estimates) > 100)
+        seen.whole_again()
+        silent = sender.tell("stall", "meg", keeps=True)
+        seen.noticed("stall 20 s", "stall", "meg", silent)
+        seen.whole_again(Flag.MEG_MISSING)
+        for what, n in (("flat", 1), ("saturated", 2), ("disconnected", 3), ("flat", 12)):
+            at = sender.tell("values", "eeg", what=what, n=n)
+            seen.noticed(f"{n} {what}", "bad_channels", "eeg", at)
+            health.wait_until(f"{n} bad channels", lambda n=n: len(health.newest["bad_channels"]) == n)  # type: ignore[misc]
+            seen.late[f"all {n} {what}"] = health.newest["time"] - at, health.newest["time"] - at
+            seen.whole_again(Flag.MEG_MISSING)
+            sender.tell("values", "eeg", what="")
+            health.fact("bad_channels", "eeg", at, ended=True)
+            assert health.newest["bad_channels"] == {}
+        health.wait_until("20 s", lambda: clock.now() > silent + 20.0)
+        before = sender.tell("go", "meg")
+        assert health.fact("stall", "meg", silent, ended=True)["ended"] - before < FAULT_S
+        seen.whole_again()
+        assert clock.now() - seen.estimates[-1].times[-1] < 1.0  # the present, not the backlog
+        at = sender.tell("stamps", "meg", what="inf")
+        seen.noticed("infinite stamps", "bad_stamps", "meg", at)
+        sender.tell("stamps", "meg", what="")
+        sender.tell("vanish")
+        seen.whole_again(Flag.EEG_MISSING)
+        at = sender.tell("return", sfreq=SFREQ / 2)
+        seen.noticed("half the rate", "resampling", "engine", at)
+        seen.whole_again()
+        sender.tell("vanish")
+        seen.whole_again(Flag.EEG_MISSING)
+        sender.tell("return", sfreq=SFREQ)
+        health.fact("resampling", "engine", at, ended=True)
+        seen.whole_again()
+        sent = sender.sent()
+        n_received = {m.value: r.arrivals.n_received for m, r in session.intake.receivers.items()}
+        counts = session.scorecard().as_dict()["incidents"]
+    seen.check_in_time()
+    assert {"stall": 3, "bad_channels": 4, "bad_stamps": 1, "resampling": 1}.items() <= counts.items()
+    for label, parts in recorded(tmp_path / "whole.xdf").items():
+        if label in sent:
+            n_recorded = sum(len(part["time_stamps"]) for part in parts)
+            assert n_received[label] <= n_recorded <= sender_total(sent, label)
+
+
+class Moody:
+    """A solver that raises while it is told to."""
+
+    def __init__(self, solver: Any, broken: set[str]) -> None:
+        self.solver, self.broken = solver, broken
+
+    def reset(self) -> None:
+        self.solver.reset()
+
+    def __call__(self, window: np.ndarray, n_new: int) -> np.ndarray:
+        if "solver" in self.broken:
+            raise FloatingPointError("a bad day")
+        return np.asarray(self.solver(window, n_new))
+
+
+def test_what_fails_within_the_engine_is_told_and_survived(
+    prefix: str, content: dict[str, Any], sender: Sender, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A solver and threads that raise, a disk that is full and one that stands still, a view that is killed."""
+    content["output"]["record"] = {"file": str(tmp_path / "whole.xdf"), "estimates": "none"}
+    broken: set[str] = set()
+    raised: dict[str, float] = {}
+
+    def raises_once(name: str, step: Callable[..., Any]) -> Callable[..., Any]:
+        def stepped(*given: Any, **more: Any) -> Any:
+            if name in broken:
+                broken.discard(name)
+                raised[name] = seen.clock.now()
+                raise ZeroDivisionError(name)
+            return step(*given, **more)
+
+        return stepped
+
+    append = XdfFile.append
+
+    def append_where_there_is_room(self: XdfFile, chunks: bytes) -> None:
+        if "disk" in broken:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        assert moves.wait(LIMIT_S)
+        append(self, chunks)
+
+    moves = threading.Event()
+    moves.set()
+    monkeypatch.setattr(XdfFile, "append", append_where_there_is_room)
+    with ExitStack() as stack:
+        seen = Seen(stack, content)
+        session, health, clock = seen.session, seen.health, seen.clock
+        workers = {
+            "receive eeg": (session.intake.receivers["eeg"], "step"),  # type: ignore[index]
+            "clock watch": (session.intake.watch, "step"),
+            "operators": (session.operators, "step"),
+            "engine": (session.engine, "pump"),
+            "health": (session.incidents, "settle"),
+        }
+        for name, (owner, method) in workers.items():
+            monkeypatch.setattr(owner, method, raises_once(name, getattr(owner, method)))
+        switch, key = session.operators.switch, session.imaging.full_key()
+        stack.enter_context(session)
+        health.wait_until("estimates", lambda: len(seen.estimates) > 100)
+        operator = session.operators.complete
+        assert operator is not None
+        switch.offer(key, replace(operator, solver=Moody(operator.solver, broken)))
+        seen.whole_again()
+        at = clock.now()
+        broken.add("solver")
+        assert "FloatingPointError: a bad day" in seen.noticed("solver", "solver", "engine", at)["detail"]
+        broken.discard("solver")
+        health.fact("solver", "engine", at, ended=True)
+        seen.whole_again()
+        for name in workers:
+            broken.add(name)
+            health.wait_until(f"{name} raises", lambda name=name: name in raised)  # type: ignore[misc]
+            assert f"ZeroDivisionError: {name}" in seen.noticed(name, "worker", name, raised[name])["detail"]
+            seen.whole_again()
+        at = clock.now()
+        broken.add("disk")
+        assert "No space left" in seen.noticed("full disk", "disk", "recording", at)["detail"]
+        seen.whole_again()
+        broken.discard("disk")
+        health.fact("disk", "recording", at, ended=True)
+        at = clock.now()
+        moves.clear()
+        assert "wait in memory" in seen.noticed("disk that stands still", "disk", "recording", at)["detail"]
+        seen.whole_again()
+        moves.set()
+        health.fact("disk", "recording", at, ended=True)
+        with subprocess.Popen([sys.executable, str(VIEW), prefix], stdout=subprocess.PIPE, text=True) as view:
+            assert view.stdout is not None
+            received = (json.loads(line)["received"] for line in view.stdout)
+            assert any(n > 100 for n in received)
+            view.kill()
+        seen.whole_again()
+        sent = sender.sent()
+        n_received = {m.value: r.arrivals.n_received for m, r in session.intake.receivers.items()}
+        card = session.scorecard().as_dict()
+    seen.check_in_time()
+    assert {"solver": 1, "worker": len(workers), "disk": 2}.items() <= card["incidents"].items()
+    assert "not_recorded" not in card["incidents"]
+    for label, (part,) in recorded(tmp_path / "whole.xdf").items():
+        if label in sent:
+            assert n_received[label] <= len(part["time_stamps"]) <= sender_total(sent, label)
+            assert np.diff(part["time_stamps"]) == pytest.approx(1 / SFREQ, rel=0.01)
+
+
+@pytest.mark.skipif(shutil.which("faketime") is None, reason="faketime is not installed (Debian: apt-get install faketime)")
+def test_a_clock_that_drifts_by_500_ppm_and_is_set_by_a_second_is_told_and_followed(
+    prefix: str, content: dict[str, Any], tmp_path: Path, load_bench: Callable[[str], Any]
+) -> None:
+    set_to = tmp_path / "clock"
+    set_to.write_text("+100s x1.0005\n")
+    own = {"FAKETIME_TIMESTAMP_FILE": str(set_to), "FAKETIME_CACHE_DURATION": "1"}
+    with ExitStack() as stack:
+        sender = Sender(prefix, load_bench("faked_clock").faked_clock(**own))
+        stack.callback(sender.close)
+        seen = Seen(stack, content)
+        session, health, clock = seen.session, seen.health, seen.clock
+        stack.enter_context(session)
+
+        def ahead() -> float:
+            return sender.tell("go") - clock.now()
+
+        health.wait_until("estimates", lambda: len(seen.estimates) > 100)
+        seen.whole_again()
+        for modality in ("eeg", "meg"):
+            seen_drift = re.search(r"drifts by ([+-]\d+) ppm", health.fact("drift", modality, 0.0)["detail"])
+            assert seen_drift is not None
+            assert abs(float(seen_drift[1])) == pytest.approx(500, abs=100)
+        for seconds in (101, 100):
+            before = ahead()
+            set_to.write_text(f"+{seconds}s x1.0005\n")
+            health.wait_until("the clock is set", lambda before=before: 0.5 < abs(ahead() - before) < 1.5)  # type: ignore[misc]
+            at = clock.now()
+
+            def told(at: float = at) -> list[float]:
+                shows = [key for key, one in health.facts.items() if key[0] in STEPPED and one["noticed"] > at - 1]
+                return [health.told_at[key] for key in shows]
+
+            health.wait_until("what it looks like", lambda told=told: bool(told()))  # type: ignore[misc]
+            seen.late[f"clock set to {seconds} s"] = (min(told()) - at,) * 2
+            for modality in ("eeg", "meg"):
+                health.fact("clock_step", modality, at - 1)
+            health.wait_until(
+                "it is over", lambda: {one["kind"] for one in health.newest["incidents"]["lasting"]} == {"drift"}
+            )
+            seen.whole_again()
+            assert abs(clock.now() - seen.estimates[-1].times[-1]) < 1.0  # by this machine's clock
+        counts = session.scorecard().as_dict()["incidents"]
+    seen.check_in_time()
+    assert counts["drift"] >= 2
+    assert counts["clock_step"] >= 2
 
 
 def limit_of(fault: str) -> float:

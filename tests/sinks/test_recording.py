@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -240,6 +241,38 @@ def test_nothing_is_lost_when_there_is_room_again_in_time(
     status = recorder.status()
     assert (status["dropped"], status["writing"]) == ({"eeg": 0}, True)
     assert status["error"] is not None  # it happened
+
+
+def test_what_there_is_no_memory_to_encode_is_counted_and_the_rest_reads_back(
+    recorder: Recorder, track: StreamTrack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(*given: object) -> bytes:
+        raise MemoryError
+
+    track.put(AMP, *block(0, 100))
+    with monkeypatch.context() as patch:
+        patch.setattr(recording.xdf, "samples", no_room)
+        with pytest.raises(MemoryError):
+            recorder.write(flush=True)
+    assert recorder.status()["dropped"] == {"eeg": 100}
+    later = replace(AMP, source_id="later")  # whose header must not be lost with its first samples
+    track.put(later, *block(100, 50))
+    with monkeypatch.context() as patch:
+        patch.setattr(recording.xdf, "samples", no_room)
+        with pytest.raises(MemoryError):
+            recorder.write(flush=True)
+    track.put(later, *block(150, 100))
+    with disk_of(file_of(recorder).stat().st_size + 7):
+        recorder.write(flush=True)
+    track.put(later, *block(250, 50))
+    with monkeypatch.context() as patch:  # what the disk did not take is written once, whatever happens then
+        patch.setattr(recording.xdf, "samples", no_room)
+        with pytest.raises(MemoryError):
+            recorder.write(flush=True)
+    recorder.close()
+    check_samples(load(file_of(recorder))["eeg"], 150, 100)
+    status = recorder.status()
+    assert (status["samples"], status["dropped"]) == ({"eeg": 100}, {"eeg": 200})
 
 
 def test_a_disk_that_stands_still_costs_memory_up_to_a_limit_and_what_is_pushed_out_is_counted(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Bad channels: what shorter or more bins cost and gain.
 
-    OMP_NUM_THREADS=1 python tools/bench/bad_channels.py --blinks --report tools/bench/bad_channels.json
+    export OMP_NUM_THREADS=1
+    python tools/bench/bad_channels.py --blinks --seconds 900 --sample FOLDER --report tools/bench/bad_channels.json
 
 Each setting is given as `bin_s/n_mark/n_window`. Three questions:
 
