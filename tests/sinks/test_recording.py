@@ -117,7 +117,7 @@ def test_what_was_put_is_in_the_file_however_it_came(
 
 
 def test_others_read_the_same_as_an_mne_raw(recorder: Recorder, track: StreamTrack) -> None:
-    """MNE-Python has no reader of XDF; this is the one by its users. It reads the time of the recording as LabRecorder writes it."""
+    """MNE-Python has no reader of XDF, MNELAB has. It reads the time of the recording as LabRecorder writes it."""
     track.put(AMP, *block(0, 2000))
     track.put(stream("stimulus", 0.0, "string", 1), np.array([["a"], ["ü"]], dtype=object), np.array([0.1, 1.1]))
     recorder.close()
