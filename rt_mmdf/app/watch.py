@@ -162,7 +162,8 @@ class Watch:
                 self._growing.look(kind, modality, clock.counts[name], detail + lost)
             self._growing.look("clock_step", modality, clock.clock_steps, "the clock of its sender was set {n} times")
             drift = abs(clock.drift_ppm) - clock.drift_uncertainty_ppm
-            detail = f"its sender's clock drifts by {clock.drift_ppm:+.0f} ppm; computers' clocks are within 100 ppm"
+            pace = "fast" if clock.drift_ppm < 0 else "slow"  # the drift is that of the offset, which is added to its times
+            detail = f"its sender's clock runs {abs(clock.drift_ppm):.0f} ppm {pace}; computers' clocks are within 100 ppm"
             if math.isfinite(drift) and (drift > DRIFT_PPM or drift < DRIFT_PPM / 2):
                 self._lasting("drift", modality, drift > DRIFT_PPM, detail)
             lag, stalled = clock.arrival_lag_ms, self._incidents.lasts("stall", modality)

@@ -459,6 +459,7 @@ def test_a_clock_that_drifts_by_500_ppm_is_told_and_followed(bench: Any) -> None
     live.eeg.machine.clock.drift_ppm = 500.0  # type: ignore[union-attr]
     began = live.now()
     fact = live.until_told("drift", "eeg", 60.0)
+    assert " ppm fast;" in fact["detail"]
     assert fact["began"] - began < 30.0
     live.run(20.0)
     afterwards = live.run(1.0)

@@ -2,7 +2,7 @@
 
     python tools/bench/soak.py --seconds 7200 --report tools/bench/soak.json
 
-Two processes send (EEG with a clock that is 100 s off and 200 ppm fast, by faketime; both with sampling clocks of their own
+Two processes send (EEG with a clock that is far off and 200 ppm fast, by faketime; both with sampling clocks of their own
 and blocks that come up to 3 ms late), one images every sample. The faults of `FAULTS` take turns; ten of them make one
 round, so that with one a minute the first and the last ten minutes had the same. Measured are
 
