@@ -120,15 +120,22 @@ class StreamTrack:
         return self._blocks.n_waiting
 
     def drain(self) -> tuple[list[Piece], list[Measured]]:
-        offsets, blocks, merged = self._offsets.take_all(), self._blocks.take_all(), []
-        start = 0
-        for stop in range(1, len(blocks) + 1):  # what came from one sender in a row is one chunk
+        offsets, blocks = self._offsets.take_all(), self._blocks.take_all()
+        try:
+            return self._merged(blocks), offsets
+        except MemoryError:  # more chunks than needed, and nothing lost
+            return blocks, offsets
+
+    def _merged(self, blocks: list[Piece]) -> list[Piece]:
+        """What came from one sender in a row is one chunk."""
+        merged, start = [], 0
+        for stop in range(1, len(blocks) + 1):
             if stop == len(blocks) or blocks[stop].description is not blocks[start].description:
                 data = np.concatenate([block.data for block in blocks[start:stop]])
                 stamps = np.concatenate([block.stamps for block in blocks[start:stop]])
                 merged.append(Piece(self.labels[0], blocks[start].description, data, stamps))
                 start = stop
-        return merged, offsets
+        return merged
 
 
 class EstimateTrack:

@@ -116,6 +116,22 @@ def test_what_was_put_is_in_the_file_however_it_came(
     assert status["bytes"] == path.stat().st_size
 
 
+def test_no_memory_to_merge_blocks_loses_none_of_them(
+    recorder: Recorder, track: StreamTrack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(*given: object) -> None:
+        raise MemoryError
+
+    for k in range(10):
+        track.put(AMP, *block(7 * k, 7))
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "concatenate", none_left)
+        recorder.write(flush=True)
+    recorder.close()
+    check_samples(load(file_of(recorder))["eeg"], 0, 70)
+    assert recorder.status()["dropped"] == {"eeg": 0}
+
+
 def test_others_read_the_same_as_an_mne_raw(recorder: Recorder, track: StreamTrack) -> None:
     """MNE-Python has no reader of XDF, MNELAB has. It reads the time of the recording as LabRecorder writes it."""
     track.put(AMP, *block(0, 2000))
