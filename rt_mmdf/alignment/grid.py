@@ -289,7 +289,7 @@ class _Lane:
         sd = math.hypot(self.timeline.sender_time_sd(self.stop), self.clock.sd(sender))
         stamps, clock = self.timeline.misfit, self.clock.misfit
         beyond = stamps.value + clock.value
-        noise = 2 * math.hypot(stamps.sd, clock.sd)
+        noise = 3 * math.hypot(stamps.sd, clock.sd)
         known = self.map.error + math.copysign(max(0.0, abs(beyond) - noise), beyond)
         return math.hypot(2 * sd, self.spec.lag_uncertainty_s) + abs(known)
 

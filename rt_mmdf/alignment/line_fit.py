@@ -97,6 +97,18 @@ def newest_misfit(line: Line, x: Sequence[float], y: Sequence[float], noise_sd: 
     return Misfit(residuals[len(residuals) // 2], noise_sd)
 
 
+def successive_spread(y: Sequence[float], floor: float, n_least: int) -> float:
+    """Robust standard deviation of points by the differences of successive ones, of which at least `n_least` must be beyond
+    `floor`, else 0: a single step, or a slope that has changed, is no scatter.
+
+    Differences below `floor` are left out: points of one and the same block are alike.
+    """
+    steps = np.diff(np.array(y))
+    steps = np.abs(steps - median(steps))
+    steps = steps[steps > floor]
+    return 1.4826 * median(steps) / math.sqrt(2) if len(steps) >= n_least else 0.0
+
+
 def _spread(residual: Float64, floor_sd: float) -> float:
     """Robust standard deviation, from the median of the magnitudes."""
     return max(floor_sd, 1.4826 * median(np.abs(residual)))

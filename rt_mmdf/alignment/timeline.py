@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from array import array
+from collections import deque
 from dataclasses import asdict, dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rt_mmdf.alignment.line_fit import Line, Misfit, fit_line, median, newest_misfit
+from rt_mmdf.alignment.line_fit import Line, Misfit, fit_line, median, newest_misfit, successive_spread
 from rt_mmdf.alignment.rate_check import RateCheck
 from rt_mmdf.core.blocks import Float64
 from rt_mmdf.core.errors import StreamDescriptionError
@@ -22,6 +23,7 @@ from rt_mmdf.core.errors import StreamDescriptionError
 Stamping = Literal["per_sample", "first_of_block", "last_of_block"]
 
 LEARN_S = 0.2  # samples that are looked at before the first is placed: gives the jitter of the stamps
+LEARN_BLOCKS = 6  # of those that share one stamp
 MAX_LEARN_FACTOR = 10  # blocks that share one stamp may be long: up to 2 s are waited for
 KNOT_S = 0.1  # one anchor of the sampling clock for each of these
 EAGER_KNOTS = 30  # the fit is renewed at each knot of the first 3 s,
@@ -35,6 +37,9 @@ FOLLOWERS = 2  # stamps after a doubtful one that decide what it was
 CONFIRM_S = 0.125  # a hole is believed when the stamps have not come back for so many samples: chunks are mostly shorter
 MAX_LATE_S = 2.0  # stamps later than this are a hole without waiting whether the sender catches up
 SURE_JITTER = 1 / 12  # of a sample: up to here the size of a hole, six sd, is told by one stamp
+SPREAD_KNOTS = 30  # newest anchors that tell how far stamps of different knots are apart,
+MOST_JITTER_S = 0.02  # holes and steps back that are larger have other causes
+SPREAD_STEPS = 4  # by at least so many differences: of blocks up to 0.75 s
 FEW_ANCHORS = 10  # fits to fewer are no better than the jitter, however well they fit
 KEPT_RATE_SD = 1e-5  # of a rate that was fitted before a hole of doubtful size, at least
 
@@ -173,10 +178,11 @@ class Timeline(FittedTimeline):
 
     def _begin_epoch(self, index: int) -> None:
         self._begin_line(index)
-        self._jitter = 0.0
+        self._jitter = self._within = self._between = 0.0  # of the spreads within knots and from knot to knot
         # one anchor a knot, and the residuals since the last knot; times in x, stamps less nominal times in y
         self._anchor_x, self._anchor_y = array("d"), array("d")
         self._new_x, self._new_y = array("d"), array("d")
+        self._doubts: deque[tuple[int, float]] = deque()  # small holes and small steps back: numbers and residuals
         self._rate, self._rate_sd = 0.0, RATE_SD  # of the sampling clock, before the anchors are looked at
         self._late_until = index  # samples up to here whose stamps do not fit are late, nothing is lost before them
         self._last_stamp = float("nan")  # as it came: samples of one block share it
@@ -259,6 +265,8 @@ class Timeline(FittedTimeline):
                     self.epoch += 1
                     self._begin_epoch(self._next + 1)  # one number is left out: a hole that nothing is joined over
                     return None
+                if verdict.kind in ("repeated", "gap") and abs(residual) < MOST_JITTER_S:
+                    self._doubts.append((self._next, residual))
                 if verdict.kind == "repeated":
                     off_sample = abs(residual * self.sfreq - round(residual * self.sfreq))
                     self.counts.received += 1
@@ -313,9 +321,9 @@ class Timeline(FittedTimeline):
         else:  # the first block may be cut, so its length and stamp say nothing
             first = stamps[: MAX_LEARN_FACTOR * n_learn]
             starts = np.flatnonzero(np.isfinite(first[1:]) & (first[1:] != first[:-1])) + 1
-            if len(starts) < 3 and len(stamps) < MAX_LEARN_FACTOR * n_learn:
+            if len(starts) < LEARN_BLOCKS and len(stamps) < MAX_LEARN_FACTOR * n_learn:
                 return False
-            starts = starts[:3]
+            starts = starts[:LEARN_BLOCKS]
         if len(starts) == 0:
             raise StreamDescriptionError(
                 f"the first {len(first)} samples of {self.name} carry no finite time stamp; LSL time stamps in seconds are "
@@ -326,7 +334,8 @@ class Timeline(FittedTimeline):
             self._last_stamp = float(stamps[0])
         offsets = first[starts] - starts / self.sfreq - self._lead
         self._origin_time = float(np.median(offsets))
-        self._jitter = 1.4826 * float(np.median(np.abs(offsets - self._origin_time)))
+        self._jitter = self._within = 1.4826 * float(np.median(np.abs(offsets - self._origin_time)))
+        self._between = self._jitter
         self._line = Line(0.0, 0.0, 0.0, max(self._jitter, STAMP_FLOOR_S), RATE_SD)
         self._learnt_until = self._next + len(first)
         return True
@@ -450,7 +459,17 @@ class Timeline(FittedTimeline):
         middle = median(y)
         self._anchor_x.append(sum(self._new_x) / len(self._new_x))
         self._anchor_y.append(middle)
-        self._jitter += 0.2 * (1.4826 * median(np.abs(y - middle)) - self._jitter)
+        self._within += 0.2 * (1.4826 * median(np.abs(y - middle)) - self._within)
+        if len(self._anchor_x) >= FEW_ANCHORS:
+            # of a block as long as a knot all stamps are late alike: nothing of its jitter is to be seen within the knot
+            self._between = successive_spread(self._anchor_y[-SPREAD_KNOTS:], 4 * STAMP_FLOOR_S, SPREAD_STEPS)
+        while self._doubts and self._next - self._doubts[0][0] > SPREAD_KNOTS * self._knot:
+            self._doubts.popleft()
+        residuals = np.array([residual for _, residual in self._doubts])
+        if min(np.count_nonzero(residuals > 0), np.count_nonzero(residuals < 0)) >= SPREAD_STEPS // 2:
+            # nobody loses a sample and sends one again, in turns: more jitter than the first samples have shown
+            self._between = max(self._between, median(np.abs(residuals)))
+        self._jitter = math.hypot(self._within, self._between)
         del self._new_x[:], self._new_y[:]
         if len(self._anchor_x) > WINDOW_S / KNOT_S:
             del self._anchor_x[0], self._anchor_y[0]

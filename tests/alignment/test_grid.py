@@ -336,6 +336,21 @@ def test_a_sender_whose_clock_was_set_ahead_is_not_trusted(behind_s: float) -> N
     assert not said[(times > 6.0) & (times < 7.9)].any()
 
 
+@pytest.mark.parametrize(
+    ("sfreq", "block", "jitter_ms"), [(250.0, 25, 1.0), (250.0, 50, 1.0), (500.0, 100, 0.5), (1000.0, 80, 1.0)]
+)
+def test_long_blocks_that_come_early_or_late_are_imaged_and_not_uncertain(
+    sfreq: float, block: int, jitter_ms: float
+) -> None:
+    sender = Sender(EEG, 2, sfreq, block / sfreq * round(30 * sfreq / block))
+    sender.stamps += 1e-3 * jitter_ms * np.repeat(np.random.default_rng(1).normal(size=len(sender.times) // block), block)
+    hops = feed(aligner(sfreq), [sender, Sender(MEG, 3, 1000.0, 30)], chunk_s=block / sfreq)
+    times, flags = (np.concatenate([getattr(hop.block, key) for hop in hops]) for key in ("times", "flags"))
+    assert times[-1] > 34.0
+    assert not (flags & np.uint32(Flag.EEG_MISSING | Flag.GAP))[times > 8.0].any()
+    assert np.mean(flags[times > 10.0] != 0) < 0.02
+
+
 @pytest.mark.parametrize("off_ms", [-2.8, -1.5, 1.5, 2.8])
 def test_stamps_that_shift_by_less_than_a_sample_are_uncertain_until_they_are_followed(off_ms: float) -> None:
     """No hole can be seen in that, and a fit to a minute of stamps follows slowly: its own uncertainty does not tell."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -136,6 +138,32 @@ def test_stamps_with_5_ms_of_jitter_lose_nothing_and_find_the_rate() -> None:
     assert timeline.sender_time(59_999) == pytest.approx(true[-1], abs=5e-4)
     assert timeline.rate_error == pytest.approx(80e-6, abs=2e-5)
     assert abs(timeline.sender_time(59_999) - true[-1]) < 4 * timeline.sender_time_sd(59_999)
+
+
+@given(
+    block=st.sampled_from([20, 40, 80, 100, 130, 200]),
+    jitter=st.sampled_from([3e-4, 1e-3, 3e-3]),
+    stamping=st.sampled_from(["per_sample", "last_of_block"]),
+    seed=st.integers(0, 50),
+)
+def test_blocks_as_long_as_a_knot_that_come_early_or_late_lose_hardly_anything(
+    block: int, jitter: float, stamping: Any, seed: int
+) -> None:
+    """All stamps of a block are off alike: their jitter is to be seen from block to block only."""
+    true = regular(30_000 // block * block, ppm=0)
+    late = np.repeat(np.random.default_rng(seed).normal(0, jitter, len(true) // block), block)
+    stamps = late + (true if stamping == "per_sample" else np.repeat(true[block - 1 :: block], block))
+    timeline = Timeline(SFREQ, stamping)
+    begin = 5000 // block * block
+    place_all(timeline, stamps[:begin])
+    before = timeline.counts
+    assert before.lost + before.duplicates + before.backward < 300  # before the jitter is known
+    before = replace(before)
+    keep, _ = place_all(timeline, stamps[begin:])
+    after = timeline.counts
+    assert after.lost - before.lost <= 20
+    assert len(keep) > len(stamps) - begin - 3 * block - 50  # the newest wait for their followers
+    assert 0.4 * jitter < timeline.jitter_sd < 2.5 * jitter
 
 
 def test_a_stream_without_any_usable_stamp_is_refused() -> None:
