@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -30,6 +31,12 @@ FUZZED = pytest.StashKey[Counter[str]]()
 def fuzzed(request: pytest.FixtureRequest) -> Counter[str]:
     """Counts made-up inputs by target; the sum stands at the end of pytest's report."""
     return request.config.stash.setdefault(FUZZED, Counter())
+
+
+def pytest_configure() -> None:
+    """Tests press Ctrl-C, here and in processes that they start: a shell has what runs in the background ignore it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -189,13 +189,22 @@ def test_replay_that_is_interrupted_as_it_begins_ends_before_its_streams_do(
 def test_ctrl_c_that_cuts_into_a_lock_ends_a_replay_as_any_other(
     recording: Path, network: MemoryTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    release, worker_of, left = threading.Condition._release_save, Replay.worker, [0]
+    """It comes while the main thread waits for a thread to have begun, which begins no sooner."""
+    release, begin, worker_of, left = threading.Condition._release_save, threading.Thread._set_ident, Replay.worker, [0]
+    pressed = threading.Lock()
+    pressed.acquire()
+
+    def begun(thread: threading.Thread) -> None:
+        begin(thread)
+        if left[0]:
+            pressed.acquire(timeout=10.0)
 
     def released(condition: threading.Condition) -> object:
         state = release(condition)
         if left[0] and threading.current_thread() is threading.main_thread():
             left[0] -= 1
             signal.raise_signal(signal.SIGINT)
+            pressed.release()
         return state
 
     def armed(player: Replay, *given: Any, **more: Any) -> Worker:
@@ -203,6 +212,7 @@ def test_ctrl_c_that_cuts_into_a_lock_ends_a_replay_as_any_other(
         return worker_of(player, *given, **more)
 
     monkeypatch.setattr(threading.Condition, "_release_save", released)
+    monkeypatch.setattr(threading.Thread, "_set_ident", begun)
     monkeypatch.setattr(Replay, "worker", armed)
     result = RUNNER.invoke(app, ["replay", str(recording), "--loop", "inf"])
     assert left == [0]
