@@ -32,12 +32,14 @@ class _Heard:
     """One view's stream, and the clock of its machine."""
 
     inlet: Inlet
-    probe: OffsetProbe
+    stream: StreamDescription  # as it was found
+    probe: OffsetProbe | None = None
     newest: float | None = None  # time of the newest measurement, by that clock
     measured: float = float("-inf")  # when that was, by ours
 
     def close(self) -> None:
-        self.probe.close()
+        if self.probe is not None:
+            self.probe.close()
         self.inlet.close()
 
 
@@ -84,19 +86,24 @@ class OperatorMarks:
             except StreamError:
                 self._heard.pop(uid).close()
                 continue
-            self._measure(heard)
             received = self._transport.clock.now()
             if len(stamps):
                 for tap in self.taps:
                     tap(inlet.description, samples, stamps)
             for row in samples[: len(stamps)]:
                 self._take(str(row[0]), inlet, received)
+            self._measure(heard)
 
     def _measure(self, heard: _Heard) -> None:
         """What a recording needs to know when a mark was made."""
         now = self._transport.clock.now()
         if not self.clock_taps or now - heard.measured < MEASURE_INTERVAL_S:
             return
+        if heard.probe is None:
+            try:
+                heard.probe = self._transport.offset_probe(heard.stream)
+            except StreamError:  # gone again
+                return
         offset = heard.probe.measure(MEASURE_LIMIT_S)
         if offset is None or offset.at == heard.newest:
             return
@@ -130,8 +137,7 @@ class OperatorMarks:
         for uid, stream in list(here.items())[:MAX_STREAMS]:
             if uid not in self._heard:
                 try:
-                    inlet = self._transport.inlet(stream, buffer_s=BUFFER_S)
-                    self._heard[uid] = _Heard(inlet, self._transport.offset_probe(stream))
+                    self._heard[uid] = _Heard(self._transport.inlet(stream, buffer_s=BUFFER_S), stream)
                 except StreamError:  # gone again, or it cannot be read
                     continue
 

@@ -90,7 +90,7 @@ class OperatorBuilder:
     def lacking(self) -> str:
         """Why there is no operator for what is to be imaged now; empty where there is one, or will be."""
         key = self.switch.current
-        why = None if key is None else self.switch.failed.get(key)
+        why = None if key is None or self.switch.has(key) else self.switch.failed.get(key)
         return "" if key is None or why is None else f"without {_named(key)}: {why}"
 
     def _want_newer(self) -> None:

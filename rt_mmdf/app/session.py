@@ -174,6 +174,7 @@ class Session:
             if settings.output.files is not None:
                 name = self.imaging.solver_name
                 self.files = StcFiles(settings.output.files, self.sources, self.engine.sfreq, self._wake.ring, solver=name)
+                self._resources.callback(self.files.close)
             self.recorder = SessionRecorder.of(settings, self, self._clock)
             if self.recorder is not None:
                 self._resources.callback(self.recorder.close)
@@ -268,7 +269,7 @@ class Session:
     def stop(self) -> None:
         """Stop all workers and close all streams; raises the error that ended a worker, if one did."""
         self._stopped = min(self._stopped, self._clock.now())
-        self._mean_load = self._load.mean()
+        self._mean_load = self._mean_load or self._load.mean()
         failure: RtMmdfError | None = None
         for worker in self._workers:
             try:
@@ -276,11 +277,7 @@ class Session:
             except RtMmdfError as error:
                 failure = failure or error
         self._workers.clear()
-        try:
-            if self.files is not None:
-                self.files.close()
-        finally:
-            self._resources.close()
+        self._resources.close()
         if failure is not None:
             raise failure
 

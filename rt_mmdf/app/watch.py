@@ -25,6 +25,8 @@ FUTURE_MS = 50.0
 """Samples that arrive so long before the time of their stamps have wrong stamps."""
 SLOW_DISK_S = 1.7
 """Recordings are flushed once a second; when that has not begun for so long, the disk holds it up."""
+SLOW_DISK_QUIET_S = 5.0
+"""One that is slow at every flush is one slow disk."""
 FEW_HANDLES = 16
 LITTLE_MEMORY = 256 << 20
 
@@ -74,6 +76,8 @@ class Watch:
         self._stalls: dict[Modality, int] = {}
         self._bads: dict[str, str] = {}
         self._doubles: dict[Modality, int] = {}
+        self._reasons: dict[tuple[str, str], str] = {}
+        self._slow_until = -math.inf  # until when a disk that was slow is taken for slow
         self._raised = 0  # errors that the recording's thread has survived
 
     def begin_anew(self) -> None:
@@ -110,6 +114,14 @@ class Watch:
             self._incidents.begin(kind, subject, detail)
         else:
             self._incidents.end(kind, subject, over)
+
+    def _lasting_for(self, kind: str, subject: str, reason: str, detail: str, over: str = "") -> None:
+        """What lasts for one reason or another; told anew when the reason changes."""
+        before, self._reasons[kind, subject] = self._reasons.get((kind, subject), ""), reason
+        if reason and before and reason != before:
+            self._incidents.update(kind, subject, detail, 1)
+        else:
+            self._lasting(kind, subject, reason, detail, over)
 
     def _look_at_stream(self, modality: Modality, receiver: Receiver, now: float) -> None:
         arrivals, trouble = receiver.arrivals, receiver.trouble
@@ -210,7 +222,7 @@ class Watch:
         look("overwritten", "engine", session.intake.overwritten, "{n} samples came faster than they were taken")
         look("publish", "engine", session.unpublished, "{n} estimates were not published: " + session.newest_unpublished)
         lacking = session.operators.lacking
-        self._lasting("operators", "engine", lacking, f"cannot image {lacking}")
+        self._lasting_for("operators", "engine", lacking, f"cannot image {lacking}")
         fallback = session.fallback
         if fallback is not None:
             detail = f"{fallback.solver_name} images in place of {session.imaging.solver_name} (flag FALLBACK)"
@@ -234,17 +246,21 @@ class Watch:
         if session.recorder is not None:
             n_raised, status = session.recorder.n_raised, session.recorder.status()
             behind_s = session.recorder.unflushed_s if self._now() > self._awake_since else 0.0
-            wrong = "" if status["writing"] else status["error"] or "it cannot be written"
-            if not wrong and behind_s > SLOW_DISK_S and "recording" not in died:
-                wrong = f"the disk has not been done for {behind_s:.1f} s; {status['waiting']} samples wait in memory"
-            self._lasting("disk", "recording", wrong, wrong, "the recording is written again")
+            reason = detail = "" if status["writing"] else status["error"] or "it cannot be written"
+            if not reason and "recording" not in died:
+                if behind_s > SLOW_DISK_S:
+                    self._slow_until = self._now() + SLOW_DISK_QUIET_S
+                if self._now() < self._slow_until:
+                    reason = "slow"
+                    detail = f"the disk has not been done for {behind_s:.1f} s; {status['waiting']} samples wait in memory"
+            self._lasting_for("disk", "recording", reason, detail, "the recording is written again")
             look("not_recorded", "recording", sum(status["dropped"].values()), "{n} samples could not be written")
             if n_raised > self._raised:
                 self._incidents.note("worker", "recording", f"its thread raised: {status['error']}", n_raised - self._raised)
                 self._raised = n_raised
         if session.files is not None:
             files = session.files.status
-            self._lasting("disk", "files", files.error, files.error or "", "estimates are written again")
+            self._lasting_for("disk", "files", files.error or "", files.error or "", "estimates are written again")
             look("not_recorded", "files", files.lost, "{n} estimates could not be written")
 
     def _look_slowly(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -58,12 +59,11 @@ def monitor(
         session = Session(settings, NetworkTransport(), progress=progress)
     try:
         # the window first on the way in, last on the way out: it shows how the engine ends
-        with (
-            second_ctrl_c_ends_at_once(),
-            view_beside(settings.name, settings.head.folder, wanted=not no_view),
-            session,
-            live_status() as on_status,
-        ):
+        with second_ctrl_c_ends_at_once(), ExitStack() as opened:
+            opened.callback(session.stop)  # however opening the window ends
+            opened.enter_context(view_beside(settings.name, settings.head.folder, wanted=not no_view))
+            opened.enter_context(session)
+            on_status = opened.enter_context(live_status())
             name = settings.name
             more = "".join(f", {stream.removeprefix(name)}" for stream in session.optional.published)
             ERR.print(

@@ -81,6 +81,10 @@ class OperatorSwitch:
         self._offered.append((key, PreparedOperator(operator, matrix)))
         self.failed = {failed: why for failed, why in self.failed.items() if failed != key}
 
+    def has(self, key: OperatorKey) -> bool:
+        """Whether one for `key` is there, be it an older one; from any thread."""
+        return key in self._built
+
     def forget(self, key: OperatorKey) -> None:
         """Say that `key` is not being built, since a newer one was wanted; from any thread. It may be asked for again."""
         self._forgotten.append(key)

@@ -73,7 +73,9 @@ class Track(Protocol):
 
     @property
     def n_dropped(self) -> int:
-        """Samples that were pushed out because the disk did not keep up; of estimates, before they are reduced."""
+        """Samples that were pushed out because the disk did not keep up, or for which there was no memory; of estimates,
+        before they are reduced.
+        """
         ...
 
     @property
@@ -162,6 +164,7 @@ class EstimateTrack:
         self.streams = describe_streams(name, sources, description, reduced)[:2]
         self._reducer = Reducer(sources.n_sources, n, settings.reduction)
         self._hops: Backlog[SourceEstimate] = Backlog(ESTIMATE_BYTES)
+        self._lost = 0
 
     def put(self, estimate: SourceEstimate) -> None:
         """Take a hop with complete stamps, from the engine's thread; returns at once."""
@@ -169,22 +172,30 @@ class EstimateTrack:
 
     @property
     def n_dropped(self) -> int:
-        return self._hops.n_dropped
+        return self._hops.n_dropped + self._lost
 
     @property
     def n_waiting(self) -> int:
         return self._hops.n_waiting
 
     def drain(self) -> tuple[list[Piece], list[Measured]]:
-        taken = [(hop, self._reducer(hop)) for hop in self._hops.take_all()]
+        hops = self._hops.take_all()
+        try:
+            return self._reduced(hops), []
+        except BaseException:  # no memory, say
+            self._lost += sum(hop.n_times for hop in hops)
+            raise
+
+    def _reduced(self, hops: list[SourceEstimate]) -> list[Piece]:
+        taken = [(hop, self._reducer(hop)) for hop in hops]
         taken = [(hop, rows) for hop, rows in taken if len(rows.times)]
         if not taken:
-            return [], []
+            return []
         stamps = np.concatenate([rows.times for _, rows in taken])
         data = np.concatenate([rows.data for _, rows in taken])
         companion = np.concatenate([companion_rows(hop, rows, hop.stamps) for hop, rows in taken])
         estimate, beside = self.streams
-        return [Piece(self.labels[0], estimate, data, stamps), Piece(self.labels[1], beside, companion, stamps)], []
+        return [Piece(self.labels[0], estimate, data, stamps), Piece(self.labels[1], beside, companion, stamps)]
 
 
 @dataclass
@@ -359,7 +370,7 @@ class Recorder:
             self._stream(label, description)
         self.write(flush=True)
         self._worker = Worker("recording", self._step, stop_timeout_s=STOP_LIMIT_S)
-        self._worker.restarts = Restarts(self._tell_raised, limit=1_000_000, within_s=300.0)
+        self._worker.restarts = Restarts(self._tell_raised, limit=1_000_000, within_s=300.0, longest_wait_s=0.5)
 
     def start(self) -> Recorder:
         """Start the thread."""
@@ -430,6 +441,8 @@ class Recorder:
         What cannot be encoded (no memory) is counted as lost; what was raised goes on.
         """
         parts: list[bytes] = []
+        held: list[tuple[RecordedStream, Float64]] = []
+        measurements: list[tuple[RecordedStream, ClockOffset]] = []
         counts = dict.fromkeys(self._labels, 0)
         try:
             for track in self._tracks:
@@ -439,20 +452,24 @@ class Recorder:
                 for piece in pieces:
                     stream = self._stream(piece.label, piece.description)
                     parts.append(xdf.samples(stream.number, piece.data, piece.stamps))
-                    stream.first = float(piece.stamps[0]) if not stream.n_samples else stream.first
-                    stream.last = float(piece.stamps[-1])
-                    stream.n_samples += len(piece.stamps)
+                    held.append((stream, piece.stamps))
                 for measured in offsets:
                     label, own = track.labels[0], measured.description
                     heard = self._newest.get(label) if own is None else self._stream(label, own)
                     if heard is not None:
-                        heard.offsets.append(measured.offset)
+                        measurements.append((heard, measured.offset))
                         parts.append(xdf.clock_offset(heard.number, measured.offset))
             chunks = b"".join(self._new_headers + parts)
         except BaseException:
             self._lose(counts)
             raise
         self._new_headers = []
+        for stream, stamps in held:
+            stream.first = float(stamps[0]) if not stream.n_samples else stream.first
+            stream.last = float(stamps[-1])
+            stream.n_samples += len(stamps)
+        for stream, offset in measurements:
+            stream.offsets.append(offset)
         return chunks, counts
 
     def _stream(self, label: str, description: StreamDescription) -> RecordedStream:

@@ -20,7 +20,7 @@ from rt_mmdf.alignment.grid import ASIDE_S
 from rt_mmdf.app.engine import FAILED_HOPS, GIVE_UP_S
 from rt_mmdf.app.imaging import Imaging
 from rt_mmdf.app.session import Session
-from rt_mmdf.app.watch import LOOK_S, SLOW_DISK_S
+from rt_mmdf.app.watch import LOOK_S, SLOW_DISK_QUIET_S, SLOW_DISK_S
 from rt_mmdf.core.blocks import Flag, SourceEstimate
 from rt_mmdf.core.channels import Modality
 from rt_mmdf.core.errors import SolverError, StreamError, WorkerFailed
@@ -759,6 +759,25 @@ def test_a_disk_that_stands_still_is_told_in_time_and_costs_nothing(
     samples = recorder.status()["samples"]
     assert [samples["eeg"], samples["meg"]] == [live.eeg.n_sent, live.meg.n_sent]
     assert "not_recorded" not in live.session.incidents.counts
+
+
+def test_a_disk_that_is_slow_at_every_flush_is_one_slow_disk_until_it_fails(
+    bench: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    live, behind = bench(output={"record": {"file": str(tmp_path / "slow.xdf")}}), [0.0]
+    recorder, status = live.session.recorder, live.session.recorder.status
+    monkeypatch.setattr(type(recorder), "unflushed_s", property(lambda self: behind[0]))
+    for seconds in (2.0, 0.1, 2.5, 0.3, 1.9, 0.2):
+        behind[0] = seconds
+        live.run(1.0)
+    assert live.session.incidents.counts["disk"] == 1
+    assert "wait in memory" in live.facts("disk", "recording")[-1]["detail"]
+    with monkeypatch.context() as patch:
+        patch.setattr(recorder, "status", lambda: {**status(), "writing": False, "error": "No space left on device"})
+        live.run(0.2)
+        assert live.facts("disk", "recording")[-1]["detail"] == "No space left on device"
+    live.until_told("disk", "recording", SLOW_DISK_QUIET_S + LIMIT_S, ended=True)
+    assert live.session.incidents.counts["disk"] == 1
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), MemoryError()], ids=["disk", "memory"])

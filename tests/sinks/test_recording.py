@@ -132,6 +132,38 @@ def test_no_memory_to_merge_blocks_loses_none_of_them(
     assert recorder.status()["dropped"] == {"eeg": 0}
 
 
+def test_what_there_is_no_memory_for_is_counted_and_the_footers_tell_what_is_in_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(*given: object) -> None:
+        raise MemoryError
+
+    chosen = RecordSettings(file=tmp_path / "a.xdf", estimates="full")
+    amp, estimates = StreamTrack("eeg"), EstimateTrack("s-sources", SOURCES, DESCRIPTION, chosen)
+    known = {"eeg": AMP, **dict(zip(estimates.labels, estimates.streams, strict=True))}
+    recorder = Recorder(chosen, ManualClock(), [amp, estimates], known)
+    amp.put(AMP, *block(0, 3))
+    recorder.write()
+    amp.put(AMP, *block(3, 5))
+    amp.put_offset(ClockOffset(1.0, 2.0, 1e-4))
+    estimates.put(hop(0))
+    with monkeypatch.context() as patch:
+        patch.setattr("rt_mmdf.sinks.recording.Reducer.__call__", none_left)
+        with pytest.raises(MemoryError):
+            recorder.write()
+    amp.put(AMP, *block(8, 2))
+    recorder.close()
+    read = load(tmp_path / "a.xdf")["eeg"]
+    stamps = np.concatenate([block(0, 3)[1], block(8, 2)[1]])
+    np.testing.assert_array_equal(read["time_stamps"], stamps)
+    footer = read["footer"]["info"]
+    assert int(footer["sample_count"][0]) == 5
+    assert [float(footer[key][0]) for key in ("first_timestamp", "last_timestamp")] == [stamps[0], stamps[-1]]
+    assert recorder.streams[0].offsets == []
+    dropped = recorder.status()["dropped"]
+    assert (dropped["eeg"], dropped["sources"]) == (5, hop(0).n_times)
+
+
 def test_others_read_the_same_as_an_mne_raw(recorder: Recorder, track: StreamTrack) -> None:
     """MNE-Python has no reader of XDF, MNELAB has. It reads the time of the recording as LabRecorder writes it."""
     track.put(AMP, *block(0, 2000))

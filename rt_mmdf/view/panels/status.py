@@ -75,8 +75,9 @@ def banner_of(
         since = f": last estimate {spoken(age_s)} ago" if age_s == age_s else ""
         return Banner(f"ENGINE SILENT{since}", problem or note)
     if valid is None:
-        return Banner("WAITING FOR THE FIRST ESTIMATE", problem or note, bad=False)
-    of_picture = _banner_of_picture(flags, valid, problem)
+        of_picture: Banner | None = Banner("WAITING FOR THE FIRST ESTIMATE", problem or note, bad=False)
+    else:
+        of_picture = _banner_of_picture(flags, valid, problem)
     if not not_written:
         return of_picture
     words = "NOT WRITTEN TO THE DISK" + (f"; {of_picture.text}" if of_picture is not None else "")
