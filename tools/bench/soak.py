@@ -466,6 +466,8 @@ def _latency(hops: np.ndarray, seconds: float) -> dict[str, object]:
             continue  # a minute may have no hop without a flag
         own = {part: _percentiles(values, (50, 99, 99.9)) for part, values in rows.items()}
         found[name] = {**own, "ratio_p99": round(own["last"]["p99"] / own["first"]["p99"], 3)}
+    parts = np.floor((published - published[0]) / length).astype(int)
+    found["p99_of_each_part"] = [_percentiles(1e3 * late[parts == part], (99,))["p99"] for part in np.unique(parts)]
     return found
 
 
