@@ -182,7 +182,8 @@ class Timeline(FittedTimeline):
         # one anchor a knot, and the residuals since the last knot; times in x, stamps less nominal times in y
         self._anchor_x, self._anchor_y = array("d"), array("d")
         self._new_x, self._new_y = array("d"), array("d")
-        self._doubts: deque[tuple[int, float]] = deque()  # small holes and small steps back: numbers and residuals
+        # numbers and residuals of small holes and steps back, by no whole samples
+        self._doubts: deque[tuple[int, float]] = deque()
         self._rate, self._rate_sd = 0.0, RATE_SD  # of the sampling clock, before the anchors are looked at
         self._late_until = index  # samples up to here whose stamps do not fit are late, nothing is lost before them
         self._last_stamp = float("nan")  # as it came: samples of one block share it
@@ -265,13 +266,13 @@ class Timeline(FittedTimeline):
                     self.epoch += 1
                     self._begin_epoch(self._next + 1)  # one number is left out: a hole that nothing is joined over
                     return None
-                if verdict.kind in ("repeated", "gap") and abs(residual) < MOST_JITTER_S:
+                between_samples = abs(residual * self.sfreq - round(residual * self.sfreq)) >= 0.25
+                if verdict.kind in ("repeated", "gap") and between_samples and abs(residual) < MOST_JITTER_S:
                     self._doubts.append((self._next, residual))
                 if verdict.kind == "repeated":
-                    off_sample = abs(residual * self.sfreq - round(residual * self.sfreq))
                     self.counts.received += 1
-                    self.counts.duplicates += off_sample < 0.25
-                    self.counts.backward += off_sample >= 0.25
+                    self.counts.duplicates += not between_samples
+                    self.counts.backward += between_samples
                     self._repeated_stamp = stamp
                     position += 1
                     continue
@@ -467,7 +468,7 @@ class Timeline(FittedTimeline):
             self._doubts.popleft()
         residuals = np.array([residual for _, residual in self._doubts])
         if min(np.count_nonzero(residuals > 0), np.count_nonzero(residuals < 0)) >= SPREAD_STEPS // 2:
-            # nobody loses a sample and sends one again, in turns: more jitter than the first samples have shown
+            # nobody loses half a sample and sends half a one again, in turns: more jitter than the first samples have shown
             self._between = max(self._between, median(np.abs(residuals)))
         self._jitter = math.hypot(self._within, self._between)
         del self._new_x[:], self._new_y[:]

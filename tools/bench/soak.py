@@ -371,7 +371,7 @@ class Soak:
 
 def soak(folder: Path, solver: str, budget_ms: float, seconds: float, every_s: float) -> dict[str, object]:
     """Run it, and say what was found."""
-    run, failure = Soak(folder, solver, budget_ms, seconds), None
+    run, failure, until = Soak(folder, solver, budget_ms, seconds), None, np.inf
     try:
         begun, turn = true_clock(), 0
         time.sleep(every_s / 2)
@@ -379,6 +379,7 @@ def soak(folder: Path, solver: str, budget_ms: float, seconds: float, every_s: f
             run.inflict(*FAULTS[turn % len(FAULTS)])
             turn += 1
             time.sleep(max(0.0, min(begun + (turn + 0.5) * every_s - true_clock(), left)))
+        until = true_clock()
         run.end()
     except SystemExit as error:
         failure = str(error)
@@ -394,7 +395,7 @@ def soak(folder: Path, solver: str, budget_ms: float, seconds: float, every_s: f
         "faults": {f"{whom} {what}": sum((f.whom, f.what) == (whom, what) for f in run.faults) for whom, what in FAULTS},
         "process": _process(rows - [begun, 0, 0, 0, 0]),
         "alignment": _alignment(windows, np.array([fault.at for fault in run.faults])),
-        "latency_ms": _latency(hops, seconds),
+        "latency_ms": _latency(hops[hops[:, 0] <= until], seconds),  # what follows the senders' end is none of a session
         "samples": {
             m: {
                 "pushed_to_a_listener": run.sent(m),
