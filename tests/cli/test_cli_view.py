@@ -182,11 +182,22 @@ class Beside:
         self.open = False
 
 
+def interrupt(*given: Any, **more: Any) -> Iterator[None]:
+    raise KeyboardInterrupt
+    yield
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
 @pytest.mark.parametrize(("words", "wanted"), [([], True), (["--no-view"], False)])
 def test_monitor_opens_a_window_on_its_own_engine_and_head(
-    words: list[str], wanted: bool, tmp_path: Path, network: MemoryTransport, monkeypatch: pytest.MonkeyPatch
+    words: list[str],
+    wanted: bool,
+    interrupted: bool,
+    tmp_path: Path,
+    network: MemoryTransport,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    beside = Beside()
+    beside, entered, stopped = Beside(), [], []
 
     class Session:
         """Ends at once."""
@@ -199,7 +210,11 @@ def test_monitor_opens_a_window_on_its_own_engine_and_head(
 
         def __enter__(self) -> Session:
             assert beside.open
+            entered.append(self)
             return self
+
+        def stop(self) -> None:
+            stopped.append(self)
 
         def __exit__(self, *unused: object) -> None:
             assert beside.open  # the window shows how the engine ends
@@ -209,11 +224,15 @@ def test_monitor_opens_a_window_on_its_own_engine_and_head(
 
     monkeypatch.setattr("rt_mmdf.app.session.Session", Session)
     monkeypatch.setattr("rt_mmdf.cli.monitor.view_beside", beside)
+    if interrupted:  # by Ctrl-C while the window opens
+        monkeypatch.setattr(Beside, "__call__", contextmanager(interrupt))
     config = tmp_path / "lab.toml"
     config.write_text('name = "lab"\n[acquisition.eeg]\nname = "amp"\n[head]\nfolder = "heads/x"\n')
     result = RUNNER.invoke(app, ["monitor", str(config), "--seconds", "5", *words], catch_exceptions=False)
     assert result.exit_code == 0
-    assert beside.asked == [("lab", Path("heads/x"), wanted)]
+    assert len(stopped) == 1
+    assert len(entered) == (not interrupted)
+    assert beside.asked == ([] if interrupted else [("lab", Path("heads/x"), wanted)])
     assert not beside.open
 
 
