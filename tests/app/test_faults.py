@@ -712,6 +712,14 @@ def until_true(live: Bench, done: Callable[[], bool]) -> None:
     raise AssertionError(live.session.newest_status.get())
 
 
+def check_all_recorded(live: Bench) -> None:
+    """The recording, which is closed, has all that was sent."""
+    live.session.recorder.close()
+    samples = live.session.recorder.status()["samples"]
+    assert [samples["eeg"], samples["meg"]] == [live.eeg.n_sent, live.meg.n_sent]
+    assert "not_recorded" not in live.session.incidents.counts
+
+
 def test_a_disk_that_is_full_for_a_while_is_told_and_costs_nothing(
     bench: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -732,10 +740,7 @@ def test_a_disk_that_is_full_for_a_while_is_told_and_costs_nothing(
     full[0] = False
     until_true(live, lambda: recorder.status()["writing"])
     assert live.until_told("disk", "recording", 0.2, ended=True)["detail"] == "the recording is written again"
-    recorder.close()
-    samples = recorder.status()["samples"]
-    assert [samples["eeg"], samples["meg"]] == [live.eeg.n_sent, live.meg.n_sent]
-    assert "not_recorded" not in live.session.incidents.counts
+    check_all_recorded(live)
 
 
 def test_a_disk_that_stands_still_is_told_in_time_and_costs_nothing(
@@ -755,10 +760,7 @@ def test_a_disk_that_stands_still_is_told_in_time_and_costs_nothing(
     check_whole(live.run(1.0))
     free.set()
     until_true(live, lambda: not live.session.incidents.lasts("disk", "recording"))
-    recorder.close()
-    samples = recorder.status()["samples"]
-    assert [samples["eeg"], samples["meg"]] == [live.eeg.n_sent, live.meg.n_sent]
-    assert "not_recorded" not in live.session.incidents.counts
+    check_all_recorded(live)
 
 
 def test_a_disk_that_is_slow_at_every_flush_is_one_slow_disk_until_it_fails(
